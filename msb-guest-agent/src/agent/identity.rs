@@ -1,0 +1,243 @@
+//! The files that say who this guest is: host name, machine id, hosts.
+//!
+//! Where the upper of the root is new they are put there before the overlay is
+//! mounted: writing through an overlay copies up what is below, which is much
+//! kernel code for a freshly restored guest. What cannot be written that way is
+//! written through the root, once there is one.
+
+use std::fs::{self, Metadata, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::Path;
+
+use crate::message::GuestConfig;
+
+/// Files in `/etc` that are still to be written.
+#[derive(Debug)]
+pub(super) struct Identity {
+    files: Vec<(&'static str, String)>,
+}
+
+impl Identity {
+    /// Everything, for a root that is new or was used before. On the latter
+    /// only what must not be stale is written: the rest may be the user's.
+    pub(super) fn new(config: &GuestConfig, resumed: bool) -> Identity {
+        let id = config.machine_id.iter().map(|byte| format!("{byte:02x}"));
+        let name = &config.hostname;
+        let mut files = vec![
+            ("machine-id", id.collect::<String>() + "\n"),
+            ("hostname", format!("{name}\n")),
+        ];
+        if !resumed {
+            let hosts = format!(
+                "127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+                 ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+            );
+            files.push(("hosts", hosts));
+        }
+        Identity { files }
+    }
+
+    /// Writes what can be put into a new `upper` of `lower` with the result
+    /// that writing through the overlay has; keeps the rest.
+    pub(super) fn write_below(&mut self, lower: &Path, upper: &Path) -> io::Result<()> {
+        let (lower, upper) = (lower.join("etc"), upper.join("etc"));
+        let Some(image) = plain(&lower)?.filter(Metadata::is_dir) else {
+            return Ok(());
+        };
+        fs::create_dir(&upper)?;
+        take_over(&upper, &image, 0o755)?;
+        let mut kept = Vec::new();
+        for (name, content) in self.files.drain(..) {
+            let image = plain_or_missing(&lower.join(name))?;
+            match image {
+                Below::Missing => create(&upper.join(name), &content)?,
+                Below::Plain(image) if image.is_file() => {
+                    let path = upper.join(name);
+                    create(&path, &content)?;
+                    take_over(&path, &image, 0o644)?;
+                }
+                _ => kept.push((name, content)),
+            }
+        }
+        self.files = kept;
+        Ok(())
+    }
+
+    /// Writes what is left into the `/etc` of `root`, and an empty
+    /// `resolv.conf` where there is none.
+    pub(super) fn write(self, root: &Path) -> io::Result<()> {
+        let etc = root.join("etc");
+        if !etc.is_dir() {
+            return Ok(());
+        }
+        for (name, content) in self.files {
+            overwrite(&etc.join(name), &content)?;
+        }
+        let resolver = etc.join("resolv.conf");
+        if !resolver.exists() {
+            // The image's may be a link into nowhere.
+            let _ = fs::remove_file(&resolver);
+            overwrite(&resolver, "")?;
+        }
+        Ok(())
+    }
+}
+
+/// What the image has in a place.
+enum Below {
+    Missing,
+    /// Something without extended attributes.
+    Plain(Metadata),
+    Special,
+}
+
+fn plain_or_missing(path: &Path) -> io::Result<Below> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Below::Missing),
+        Err(error) => return Err(error),
+    };
+    match rustix::fs::llistxattr(path, &mut [0u8; 0]) {
+        Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(Below::Plain(metadata)),
+        Ok(_) => Ok(Below::Special),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn plain(path: &Path) -> io::Result<Option<Metadata>> {
+    Ok(match plain_or_missing(path)? {
+        Below::Plain(metadata) => Some(metadata),
+        Below::Missing | Below::Special => None,
+    })
+}
+
+fn create(path: &Path, content: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o644);
+    options.open(path)?.write_all(content.as_bytes())
+}
+
+/// Gives what was made with `mode`, by root, the owner and mode of `image`.
+pub(super) fn take_over(path: &Path, image: &Metadata, mode: u32) -> io::Result<()> {
+    if (image.uid(), image.gid()) != (0, 0) {
+        chown(path, Some(image.uid()), Some(image.gid()))?;
+    }
+    if image.mode() & 0o7777 != mode {
+        fs::set_permissions(path, Permissions::from_mode(image.mode() & 0o7777))?;
+    }
+    Ok(())
+}
+
+/// Writes a file of the image, which may have a FIFO in its place: that must
+/// not hold the agent up.
+fn overwrite(path: &Path, content: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let mut file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
+    file.write_all(content.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{ByteString, Entropy, RootSpec};
+
+    fn config() -> GuestConfig {
+        GuestConfig {
+            entropy: Entropy(ByteString::default()),
+            wall_clock_ns: 0,
+            hostname: "box".into(),
+            machine_id: [0xab; 16],
+            root: RootSpec {
+                lower: "vda".into(),
+                upper: crate::message::Upper::Tmpfs { size: None },
+            },
+            env: Vec::new(),
+            user: None,
+            workdir: None,
+        }
+    }
+
+    /// A place of its own, gone when it is dropped.
+    struct Place(std::path::PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Place {
+            let name = format!("msb-identity-{name}-{}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir(&path).unwrap();
+            for part in ["lower", "upper"] {
+                fs::create_dir(path.join(part)).unwrap();
+            }
+            Place(path)
+        }
+
+        fn read(&self, path: &str) -> String {
+            fs::read_to_string(self.0.join(path)).unwrap()
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn files_of_a_new_upper_have_the_modes_of_the_image() {
+        let place = Place::new("modes");
+        let (lower, upper) = (place.0.join("lower"), place.0.join("upper"));
+        fs::create_dir(lower.join("etc")).unwrap();
+        fs::set_permissions(lower.join("etc"), Permissions::from_mode(0o711)).unwrap();
+        fs::write(lower.join("etc/hostname"), "a longer old name").unwrap();
+        let secret = Permissions::from_mode(0o600);
+        fs::set_permissions(lower.join("etc/hostname"), secret).unwrap();
+        let mut identity = Identity::new(&config(), false);
+        identity.write_below(&lower, &upper).unwrap();
+        assert!(identity.files.is_empty());
+        assert_eq!(place.read("upper/etc/hostname"), "box\n");
+        assert_eq!(place.read("upper/etc/machine-id"), "ab".repeat(16) + "\n");
+        assert!(place.read("upper/etc/hosts").contains("localhost box\n"));
+        let mode = |path: &str| fs::metadata(upper.join(path)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("etc"), mode("etc/hostname")), (0o711, 0o600));
+    }
+
+    #[test]
+    fn what_is_not_a_plain_file_is_left_to_the_overlay() {
+        let place = Place::new("links");
+        let (lower, upper) = (place.0.join("lower"), place.0.join("upper"));
+        fs::create_dir(lower.join("etc")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", lower.join("etc/hosts")).unwrap();
+        fs::create_dir(lower.join("etc/machine-id")).unwrap();
+        let mut identity = Identity::new(&config(), false);
+        identity.write_below(&lower, &upper).unwrap();
+        let left: Vec<_> = identity.files.iter().map(|(name, _)| *name).collect();
+        assert_eq!(left, ["machine-id", "hosts"]);
+        assert!(!upper.join("etc/hosts").is_symlink());
+    }
+
+    #[test]
+    fn an_etc_that_is_no_directory_is_left_alone() {
+        let place = Place::new("etc");
+        let (lower, upper) = (place.0.join("lower"), place.0.join("upper"));
+        std::os::unix::fs::symlink("/", lower.join("etc")).unwrap();
+        let mut identity = Identity::new(&config(), false);
+        identity.write_below(&lower, &upper).unwrap();
+        assert_eq!(identity.files.len(), 3);
+        assert!(!upper.join("etc").exists());
+    }
+
+    #[test]
+    fn a_used_root_keeps_its_hosts() {
+        let place = Place::new("used");
+        let etc = place.0.join("upper/etc");
+        fs::create_dir(&etc).unwrap();
+        fs::write(etc.join("hosts"), "mine").unwrap();
+        let identity = Identity::new(&config(), true);
+        identity.write(&place.0.join("upper")).unwrap();
+        assert_eq!(place.read("upper/etc/hosts"), "mine");
+        assert_eq!(place.read("upper/etc/hostname"), "box\n");
+        assert_eq!(place.read("upper/etc/resolv.conf"), "");
+    }
+}

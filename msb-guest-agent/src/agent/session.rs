@@ -1,0 +1,433 @@
+//! The session phase: one loop that moves bytes between the link and the
+//! commands, reaps, and answers control messages.
+//!
+//! Nothing is buffered without bound: commands are read only while there is
+//! credit and the link takes what was read before, input is bounded by the
+//! window. At rest the loop sits in `poll` without a timeout.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus};
+
+use super::exec::Exec;
+use super::link::Link;
+use super::sys;
+use super::world::World;
+use crate::endpoint::{GuestEndpoint, GuestEvent};
+use crate::message::{
+    AgentMessage, ExitStatus, HostMessage, Request, ResetCode, Signal, StreamEvent,
+};
+use crate::wire::{Channel, StreamId};
+
+/// Output that may wait for the link before commands are not read any more.
+const MAX_OUTPUT: usize = 256 * 1024;
+
+/// Output that may wait for the link before the host is not listened to any
+/// more. Only answers to a host that asks and does not read can be this much.
+const MAX_ANSWERS: usize = 4 * 1024 * 1024;
+
+/// Syncs that may be asked for while one is running.
+const MAX_SYNCS: usize = 1024;
+
+/// How long processes may take to vanish after they were killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Largest piece read from a command or the link at once.
+const BUFFER: usize = 64 * 1024;
+
+/// Why the session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The host asked for it, and all processes are gone.
+    Shutdown,
+    /// The host is gone.
+    HostGone,
+}
+
+/// A running session.
+pub(super) struct Session {
+    link: Link,
+    endpoint: GuestEndpoint,
+    world: World,
+    execs: BTreeMap<StreamId, Exec>,
+    by_pid: BTreeMap<i32, StreamId>,
+    children: OwnedFd,
+    syncs: Syncs,
+    stopping: Option<Stopping>,
+    /// Signals go to everybody, as only PID 1 may do.
+    is_init: bool,
+}
+
+/// `sync` can take seconds, so it runs on a thread of its own.
+struct Syncs {
+    done: OwnedFd,
+    running: Vec<u64>,
+    waiting: Vec<u64>,
+}
+
+struct Stopping {
+    deadline: Instant,
+    killed: bool,
+}
+
+/// What a descriptor in the poll set stands for.
+#[derive(Clone, Copy)]
+enum Source {
+    Link,
+    Children,
+    Synced,
+    Input(StreamId),
+    Output(StreamId, Channel),
+}
+
+impl Session {
+    pub(super) fn new(link: Link, world: World, is_init: bool) -> io::Result<Session> {
+        Ok(Session {
+            link,
+            endpoint: GuestEndpoint::new(),
+            world,
+            execs: BTreeMap::new(),
+            by_pid: BTreeMap::new(),
+            children: sys::child_signals()?,
+            syncs: Syncs {
+                done: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+                running: Vec::new(),
+                waiting: Vec::new(),
+            },
+            stopping: None,
+            is_init,
+        })
+    }
+
+    /// Runs until the session ends.
+    ///
+    /// # Errors
+    /// When the host breaks the protocol or the kernel refuses the loop.
+    pub(super) fn run(&mut self) -> io::Result<End> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            if !self.flush()? {
+                return Ok(End::HostGone);
+            }
+            if self.stopped() {
+                return Ok(End::Shutdown);
+            }
+            for source in self.wait()? {
+                match source {
+                    Source::Link => {
+                        if !self.read_link(&mut buffer)? {
+                            return Ok(End::HostGone);
+                        }
+                    }
+                    Source::Children => self.reap(&mut buffer)?,
+                    Source::Synced => self.synced(),
+                    Source::Input(stream) => {
+                        if let Some(exec) = self.execs.get_mut(&stream) {
+                            exec.pump_input(&mut self.endpoint);
+                        }
+                    }
+                    Source::Output(stream, channel) => self.pump(stream, channel, &mut buffer),
+                }
+            }
+        }
+    }
+
+    /// The link and what is still to be said on it, when the loop has ended.
+    pub(super) fn farewell(mut self, message: &AgentMessage) -> io::Result<()> {
+        self.endpoint.control(message);
+        self.link.set_blocking()?;
+        self.link.write_all(self.endpoint.output())
+    }
+
+    /// Writes what the link takes. `false`: the host is gone.
+    fn flush(&mut self) -> io::Result<bool> {
+        while !self.endpoint.output().is_empty() {
+            match self.link.write(self.endpoint.output()) {
+                Ok(0) => break,
+                Ok(n) => self.endpoint.consume_output(n),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for something to do and says what.
+    fn wait(&mut self) -> io::Result<Vec<Source>> {
+        let timeout = self.timeout();
+        let pending = self.endpoint.output().len();
+        let mut link = PollFlags::empty();
+        link.set(PollFlags::IN, pending < MAX_ANSWERS);
+        link.set(PollFlags::OUT, pending > 0);
+        // Children last: what they wrote is seen first.
+        let mut sources = vec![Source::Link, Source::Synced];
+        let mut fds = vec![
+            PollFd::new(&self.link, link),
+            PollFd::new(&self.syncs.done, PollFlags::IN),
+        ];
+        for (stream, exec) in &self.execs {
+            if let Some(fd) = exec.input_waiting() {
+                sources.push(Source::Input(*stream));
+                fds.push(PollFd::from_borrowed_fd(fd, PollFlags::OUT));
+            }
+            for (channel, fd) in exec.outputs() {
+                if pending < MAX_OUTPUT && self.endpoint.capacity(*stream, channel) > 0 {
+                    sources.push(Source::Output(*stream, channel));
+                    fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+                }
+            }
+        }
+        sources.push(Source::Children);
+        fds.push(PollFd::new(&self.children, PollFlags::IN));
+
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready =
+            |(source, fd): (Source, &PollFd<'_>)| (!fd.revents().is_empty()).then_some(source);
+        Ok(sources.into_iter().zip(&fds).filter_map(ready).collect())
+    }
+
+    fn read_link(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
+        let Some(bytes) = self.link.read(buffer)? else {
+            return Ok(false);
+        };
+        self.endpoint.handle_input(bytes);
+        loop {
+            let event = self.endpoint.poll_event();
+            match event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+                Some(event) => self.handle(event),
+                None => return Ok(true),
+            }
+        }
+    }
+
+    fn handle(&mut self, event: GuestEvent) {
+        match event {
+            GuestEvent::Control(message) => self.control(&message),
+            GuestEvent::Opened { stream, request } => self.open(stream, &request),
+            GuestEvent::Command { stream, command } => {
+                if let Some(exec) = self.execs.get(&stream) {
+                    exec.command(command);
+                }
+            }
+            GuestEvent::Data { stream, data } => match self.execs.get_mut(&stream) {
+                Some(exec) => exec.take_input(data, &mut self.endpoint),
+                None => self.endpoint.consumed(stream, data.len()),
+            },
+            GuestEvent::Eof { stream } => {
+                if let Some(exec) = self.execs.get_mut(&stream) {
+                    exec.end_input(&mut self.endpoint);
+                }
+            }
+            GuestEvent::Closed { stream, .. } => {
+                if let Some(exec) = self.execs.remove(&stream) {
+                    exec.signal(Signal::KILL, true);
+                    self.by_pid.remove(&exec.pid());
+                }
+            }
+            // The loop looks for credit itself.
+            GuestEvent::Writable { .. } => {}
+        }
+    }
+
+    fn open(&mut self, stream: StreamId, request: &Request) {
+        if self.stopping.is_some() {
+            self.endpoint.reset(stream, ResetCode::ShuttingDown);
+            return;
+        }
+        let Request::Exec(request) = request;
+        let event = match Exec::start(stream, request, &self.world) {
+            Ok(exec) => {
+                let pid = exec.pid();
+                self.by_pid.insert(pid, stream);
+                self.execs.insert(stream, exec);
+                StreamEvent::Started { pid: pid as u32 }
+            }
+            Err(error) => StreamEvent::Failed(error),
+        };
+        // It was opened by this very event, so it is open.
+        let _ = self.endpoint.event(stream, &event);
+    }
+
+    fn control(&mut self, message: &HostMessage) {
+        let answer = match *message {
+            HostMessage::Ping { token } => AgentMessage::Pong { token },
+            HostMessage::Sync { token } => return self.sync(token),
+            HostMessage::Shutdown { grace_ms } => {
+                return self.shut_down(Duration::from_millis(grace_ms.into()));
+            }
+            _ => AgentMessage::Failed(crate::message::SetupFailure::Refused(
+                "the guest is configured already".into(),
+            )),
+        };
+        self.endpoint.control(&answer);
+    }
+
+    fn pump(&mut self, stream: StreamId, channel: Channel, buffer: &mut [u8]) {
+        if let Some(exec) = self.execs.get_mut(&stream) {
+            exec.pump_output(channel, buffer, &mut self.endpoint);
+            self.settle(stream);
+        }
+    }
+
+    /// Reports the end of a command once all before it is reported.
+    fn settle(&mut self, stream: StreamId) {
+        let event = self.execs.get(&stream).and_then(Exec::last_event);
+        if let Some(event) = event {
+            let _ = self.endpoint.event(stream, &event);
+            self.execs.remove(&stream);
+        }
+    }
+
+    /// Takes note of every process that has ended: commands, and orphans that
+    /// have become children of PID 1.
+    fn reap(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        // Says only that there is something; how much is for `wait` to say.
+        let mut info = [0; 128];
+        while rustix::io::read(&self.children, &mut info).is_ok() {}
+        loop {
+            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) | Err(Errno::CHILD) => return Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let stream = self.by_pid.remove(&pid.as_raw_nonzero().get());
+            let Some(stream) = stream else { continue };
+            if let Some(exec) = self.execs.get_mut(&stream) {
+                exec.ended(exit_status(status), buffer, &mut self.endpoint);
+                self.settle(stream);
+            }
+        }
+    }
+
+    fn sync(&mut self, token: u64) {
+        if self.syncs.waiting.len() < MAX_SYNCS {
+            self.syncs.waiting.push(token);
+        }
+        self.start_sync();
+    }
+
+    fn start_sync(&mut self) {
+        let syncs = &mut self.syncs;
+        if !syncs.running.is_empty() || syncs.waiting.is_empty() {
+            return;
+        }
+        let Ok(done) = syncs.done.try_clone() else {
+            return;
+        };
+        let work = move || {
+            rustix::fs::sync();
+            let _ = rustix::io::write(&done, &1u64.to_ne_bytes());
+        };
+        if std::thread::Builder::new()
+            .stack_size(BUFFER)
+            .spawn(work)
+            .is_ok()
+        {
+            syncs.running = std::mem::take(&mut syncs.waiting);
+        } else {
+            rustix::fs::sync();
+            for token in std::mem::take(&mut syncs.waiting) {
+                self.endpoint.control(&AgentMessage::Synced { token });
+            }
+        }
+    }
+
+    fn synced(&mut self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.syncs.done, &mut count);
+        for token in std::mem::take(&mut self.syncs.running) {
+            self.endpoint.control(&AgentMessage::Synced { token });
+        }
+        self.start_sync();
+    }
+
+    /// Asks all processes to end.
+    pub(super) fn shut_down(&mut self, grace: Duration) {
+        if self.stopping.is_none() {
+            self.stopping = Some(Stopping {
+                deadline: Instant::now() + grace,
+                killed: false,
+            });
+            self.signal_all(Signal::TERM);
+        }
+    }
+
+    /// Ends all processes without listening to the host.
+    pub(super) fn abandon(&mut self, grace: Duration) {
+        self.shut_down(grace);
+        let mut buffer = vec![0; BUFFER];
+        while !self.stopped() {
+            let timeout = self.timeout();
+            let mut fds = [PollFd::new(&self.children, PollFlags::IN)];
+            let _ = poll(&mut fds, timeout.as_ref());
+            let _ = self.reap(&mut buffer);
+        }
+    }
+
+    /// Tells whether all processes are gone after [`shut_down`](Self::shut_down),
+    /// killing them when their time is up.
+    fn stopped(&mut self) -> bool {
+        let Some(stopping) = &mut self.stopping else {
+            return false;
+        };
+        if !has_children() {
+            return true;
+        }
+        if Instant::now() < stopping.deadline {
+            return false;
+        }
+        if stopping.killed {
+            return true;
+        }
+        stopping.killed = true;
+        stopping.deadline = Instant::now() + KILL_PATIENCE;
+        self.signal_all(Signal::KILL);
+        false
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        if self.is_init {
+            let _ = sys::kill(-1, i32::from(signal.number()));
+        } else {
+            for exec in self.execs.values() {
+                exec.signal(signal, true);
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let stopping = self.stopping.as_ref()?;
+        let left = stopping.deadline.saturating_duration_since(Instant::now());
+        Some(Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        })
+    }
+}
+
+/// Tells whether there is any child, without reaping one.
+fn has_children() -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
+}
+
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    match status.terminating_signal() {
+        Some(signal) => ExitStatus::Signal {
+            signal: signal as u8,
+            core_dumped: status.as_raw() & 0x80 != 0,
+        },
+        None => ExitStatus::Code(status.exit_status().unwrap_or(0) as u8),
+    }
+}

@@ -1,0 +1,132 @@
+//! What every guest has, whoever it becomes: the kernel's file systems, the
+//! loopback interface, limits.
+//!
+//! All of it is made at the latest by `Configure`, but before a template is
+//! saved if there is one: after a restore every instruction is translated
+//! anew, so what is done here costs the restored guests nothing. Nothing here
+//! may depend on the image, the identity or the clock, and no secret may be
+//! drawn: restored guests have all of it in common, down to the ids of the file
+//! systems.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::boot::step;
+use super::sys;
+use crate::message::{Errno, SetupFailure};
+
+/// Where the root is put together, inside the initramfs.
+pub(super) const LOWER: &str = "/mnt/lower";
+pub(super) const UPPER: &str = "/mnt/upper";
+pub(super) const DISK: &str = "/mnt/disk";
+pub(super) const ROOT: &str = "/mnt/root";
+
+/// Descriptors a process may have, as Docker's default.
+const DESCRIPTORS: u64 = 1_048_576;
+
+/// Whether it was made.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    made: bool,
+}
+
+impl Stage {
+    /// Makes it, unless it was made.
+    pub(super) fn make(&mut self) -> Result<(), SetupFailure> {
+        if self.made {
+            return Ok(());
+        }
+        for path in [LOWER, UPPER, DISK, ROOT] {
+            fs::create_dir(path).map_err(|error| step(&format!("make {path}"), &error))?;
+        }
+        mount_kernel_file_systems()?;
+        attach("tmpfs", UPPER, "tmpfs", MountFlags::empty(), "mode=0755")?;
+        for name in ["upper", "work"] {
+            let path = format!("{UPPER}/{name}");
+            fs::create_dir(path).map_err(|error| step("prepare the upper of the root", &error))?;
+        }
+        sys::loopback_up().map_err(|error| step("bring up loopback", &error))?;
+        set_limits().map_err(|error| step("set resource limits", &error))?;
+        open_to_all();
+        self.made = true;
+        Ok(())
+    }
+}
+
+/// Mounts what is needed to find the link.
+pub(super) fn mount_early() -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("dev", "/dev", "devtmpfs", MountFlags::NOSUID, c"mode=0755")?;
+    mount("sysfs", "/sys", "sysfs", flags | MountFlags::NODEV, None)?;
+    Ok(())
+}
+
+/// Completes `/dev`, `/proc` and `/sys`, which move into the root later with
+/// all that is mounted below them.
+fn mount_kernel_file_systems() -> Result<(), SetupFailure> {
+    let plain = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    attach("proc", "/proc", "proc", plain, "")?;
+    attach("cgroup2", "/sys/fs/cgroup", "cgroup2", plain, "nsdelegate")?;
+    for path in ["/dev/pts", "/dev/shm", "/dev/mqueue"] {
+        fs::create_dir(path).map_err(|error| step(&format!("make {path}"), &error))?;
+    }
+    let no_exec = MountFlags::NOSUID | MountFlags::NOEXEC;
+    let pts = "mode=0620,gid=5,ptmxmode=0666";
+    attach("devpts", "/dev/pts", "devpts", no_exec, pts)?;
+    attach("shm", "/dev/shm", "tmpfs", plain, "mode=1777")?;
+    attach("mqueue", "/dev/mqueue", "mqueue", plain, "")?;
+    let links = [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("/proc/kcore", "/dev/core"),
+    ];
+    for (target, link) in links {
+        symlink(target, link).map_err(|error| step(&format!("make {link}"), &error))?;
+    }
+    Ok(())
+}
+
+fn set_limits() -> io::Result<()> {
+    let limit = |value| Rlimit {
+        current: value,
+        maximum: value,
+    };
+    setrlimit(Resource::Nofile, limit(Some(DESCRIPTORS)))?;
+    setrlimit(Resource::Nproc, limit(None))?;
+    let core = Rlimit {
+        current: Some(0),
+        maximum: None,
+    };
+    setrlimit(Resource::Core, core)?;
+    Ok(())
+}
+
+/// Lets every user ping and serve low ports, as in Docker: the guest has one
+/// owner. Not worth failing for where the kernel has no such setting.
+fn open_to_all() {
+    let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+}
+
+/// Mounts a file system.
+pub(super) fn attach(
+    what: &str,
+    target: &str,
+    kind: &str,
+    flags: MountFlags,
+    options: &str,
+) -> Result<(), SetupFailure> {
+    let data = CString::new(options).expect("options are made here, without NUL");
+    mount(what, target, kind, flags, data.as_c_str()).map_err(|errno| SetupFailure::Mount {
+        what: what.into(),
+        target: target.into(),
+        errno: Errno(errno.raw_os_error()),
+    })
+}

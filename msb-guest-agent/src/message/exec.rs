@@ -1,0 +1,263 @@
+//! Streams: running a command, and what is said about it while it runs.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ByteString, Errno};
+
+/// What a new stream is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Request {
+    /// Run a command.
+    Exec(ExecRequest),
+}
+
+/// A command to run.
+///
+/// The environment is made as Docker makes it, later ones win: `PATH`, `HOME`,
+/// `HOSTNAME` (and `TERM` with a terminal); the image's; this request's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments. A program without a slash is looked up in `PATH`.
+    pub argv: Vec<ByteString>,
+    /// Variables to set, `NAME=value`; a bare `NAME` removes one.
+    pub env: Vec<ByteString>,
+    /// Working directory; the image's when `None`.
+    pub cwd: Option<ByteString>,
+    /// `name|uid[:group|gid]`; the image's when `None`.
+    pub user: Option<String>,
+    /// Gives the command a terminal of this size instead of pipes.
+    pub tty: Option<TtySize>,
+    /// Whether the channel [`Stdin`](crate::wire::Channel::Stdin) is used;
+    /// otherwise the command reads from `/dev/null` (a terminal stays open).
+    pub stdin: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TtySize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+/// A signal number, 1 to 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Signal(u8);
+
+impl Signal {
+    /// Interrupt from the keyboard.
+    pub const INT: Signal = Signal(2);
+    /// Cannot be caught.
+    pub const KILL: Signal = Signal(9);
+    /// Polite request to end.
+    pub const TERM: Signal = Signal(15);
+
+    /// The number.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// No such signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("signal {0} is not between 1 and 64")]
+pub struct InvalidSignal(u8);
+
+impl TryFrom<u8> for Signal {
+    type Error = InvalidSignal;
+    fn try_from(number: u8) -> Result<Signal, InvalidSignal> {
+        match number {
+            1..=64 => Ok(Signal(number)),
+            _ => Err(InvalidSignal(number)),
+        }
+    }
+}
+
+impl From<Signal> for u8 {
+    fn from(signal: Signal) -> u8 {
+        signal.0
+    }
+}
+
+/// What the host wants done to a running command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum StreamCommand {
+    /// Send a signal.
+    Signal {
+        /// Which.
+        signal: Signal,
+        /// To the command's whole process group, not only to its first process.
+        group: bool,
+    },
+    /// The terminal has a new size.
+    Resize(TtySize),
+}
+
+/// What happened to a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum StreamEvent {
+    /// It runs. Comes at most once, before any output.
+    Started {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// It ended. Comes after all of its output; the stream closes.
+    Exited(ExitStatus),
+    /// It could not be run. The stream closes.
+    Failed(ExecError),
+}
+
+impl StreamEvent {
+    /// Tells whether the stream closes with this event.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, StreamEvent::Started { .. })
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// By itself, with this code.
+    Code(u8),
+    /// By a signal.
+    Signal {
+        /// Its number.
+        signal: u8,
+        /// Whether a core file was written.
+        core_dumped: bool,
+    },
+}
+
+impl ExitStatus {
+    /// The code a shell would report: 128 + number for a signal.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal { signal, .. } => 128u8.saturating_add(signal),
+        }
+    }
+
+    /// Tells whether it ended by itself with code 0.
+    pub fn success(self) -> bool {
+        self == ExitStatus::Code(0)
+    }
+}
+
+impl std::fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ExitStatus::Code(code) => write!(f, "exit code {code}"),
+            ExitStatus::Signal { signal, .. } => write!(f, "killed by signal {signal}"),
+        }
+    }
+}
+
+/// Why a command could not be run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecError {
+    /// The program is not there (127 in a shell).
+    #[error("{program}: command not found")]
+    NotFound {
+        /// As asked for.
+        program: ByteString,
+    },
+    /// The program is there and cannot be executed (126 in a shell).
+    #[error("{program}: cannot be executed: {errno}")]
+    NotExecutable {
+        /// As asked for.
+        program: ByteString,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The user or group is not known to the image.
+    #[error("user {user:?}: {reason}")]
+    BadUser {
+        /// As asked for.
+        user: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The working directory cannot be entered.
+    #[error("working directory {path}: {errno}")]
+    BadWorkdir {
+        /// As asked for.
+        path: ByteString,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The request makes no sense: no program, a NUL byte.
+    #[error("invalid request: {reason}")]
+    Invalid {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The guest could not start a process.
+    #[error("cannot {step}: {errno}")]
+    Resources {
+        /// What was being done.
+        step: String,
+        /// Why it failed.
+        errno: Errno,
+    },
+}
+
+impl ExecError {
+    /// The code a shell would report: 127 not found, 126 not executable, 125
+    /// for all else.
+    pub fn shell_code(&self) -> u8 {
+        match self {
+            ExecError::NotFound { .. } => 127,
+            ExecError::NotExecutable { .. } => 126,
+            _ => 125,
+        }
+    }
+
+    /// What the user can do about it, when there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            ExecError::NotFound { .. } => {
+                Some("the program must exist in the image, at that path or on its PATH")
+            }
+            ExecError::NotExecutable { .. } => {
+                Some("check its mode, its format, and the interpreter its first line names")
+            }
+            ExecError::BadUser { .. } => {
+                Some("name a user of the image's /etc/passwd, or a numeric uid")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why a side gave a stream up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum ResetCode {
+    /// Whoever wanted it is gone.
+    Cancelled = 0,
+    /// The guest runs as many as it can.
+    Refused = 1,
+    /// The guest is shutting down.
+    ShuttingDown = 2,
+    /// A reason this version does not know.
+    Other = 255,
+}
+
+impl ResetCode {
+    /// Reads the byte used on the wire.
+    pub fn from_wire(byte: u8) -> ResetCode {
+        match byte {
+            0 => ResetCode::Cancelled,
+            1 => ResetCode::Refused,
+            2 => ResetCode::ShuttingDown,
+            _ => ResetCode::Other,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Pins the bytes of each message. A test that fails here means that the
+//! protocol changed: append variants, or raise `PROTOCOL_VERSION`.
+
+use std::fmt::Debug;
+
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::*;
+
+/// `message` is encoded as `hex` (spaces do not count), and decoded back.
+// By value: the tables below read better.
+#[allow(clippy::needless_pass_by_value)]
+fn pin<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: T, hex: &str) {
+    let bytes = encode(&message);
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digits, hex.replace(' ', ""), "{message:?}");
+    assert_eq!(decode::<T>(&bytes).as_ref(), Some(&message));
+    assert_eq!(
+        decode::<T>(&[&bytes[..], &[0]].concat()),
+        None,
+        "trailing byte"
+    );
+    if let Some(short) = bytes.len().checked_sub(1) {
+        assert_eq!(decode::<T>(&bytes[..short]), None, "last byte missing");
+    }
+}
+
+fn config(upper: Upper) -> GuestConfig {
+    GuestConfig {
+        entropy: Entropy(vec![0xee; 2].into()),
+        wall_clock_ns: 300,
+        hostname: "h".into(),
+        machine_id: [0xab; 16],
+        root: RootSpec {
+            lower: "vda".into(),
+            upper,
+        },
+        env: vec!["A=1".into()],
+        user: Some("u".into()),
+        workdir: Some("/w".into()),
+    }
+}
+
+#[test]
+fn host_messages() {
+    pin(HostMessage::Hello { version: 1 }, "00 01");
+    pin(HostMessage::Prepare, "01");
+    let id = "ab".repeat(16);
+    let head = format!("02 02eeee ac02 0168 {id} 03766461");
+    let tail = "01 03413d31 01 0175 01 022f77";
+    let configure = |upper| HostMessage::Configure(Box::new(config(upper)));
+    pin(
+        configure(Upper::Tmpfs { size: None }),
+        &format!("{head} 00 00 {tail}"),
+    );
+    pin(
+        configure(Upper::Tmpfs { size: Some(5) }),
+        &format!("{head} 00 01 05 {tail}"),
+    );
+    pin(
+        configure(Upper::Disk("vdb".into())),
+        &format!("{head} 01 03766462 {tail}"),
+    );
+    pin(HostMessage::Ping { token: 128 }, "03 8001");
+    pin(HostMessage::Sync { token: 1 }, "04 01");
+    pin(HostMessage::Shutdown { grace_ms: 1000 }, "05 e807");
+}
+
+#[test]
+fn agent_messages() {
+    pin(AgentMessage::Hello(AgentHello { version: 1 }), "00 01");
+    pin(AgentMessage::Prepared, "01");
+    let configured = Configured {
+        entropy_bits: 256,
+        boot_id: "b".into(),
+        wall_clock_ns: 1,
+        hostname: "h".into(),
+        machine_id: [0xab; 16],
+        uid: 2,
+        gid: 3,
+        resumed: true,
+    };
+    let id = "ab".repeat(16);
+    pin(
+        AgentMessage::Configured(Box::new(configured)),
+        &format!("02 8002 0162 01 0168 {id} 02 03 01"),
+    );
+    let failed = AgentMessage::Failed;
+    pin(
+        failed(SetupFailure::Version { host: 1, agent: 2 }),
+        "03 00 01 02",
+    );
+    pin(failed(SetupFailure::Refused("r".into())), "03 01 0172");
+    let (what, reason) = ("w".to_owned(), "r".to_owned());
+    pin(
+        failed(SetupFailure::Invalid { what, reason }),
+        "03 02 0177 0172",
+    );
+    let seen = vec!["s".into()];
+    let disk = "d".into();
+    pin(
+        failed(SetupFailure::DiskMissing { disk, seen }),
+        "03 03 0164 01 0173",
+    );
+    let mount = SetupFailure::Mount {
+        what: "w".into(),
+        target: "t".into(),
+        errno: Errno(2),
+    };
+    pin(failed(mount), "03 04 0177 0174 04");
+    let (user, reason) = ("u".to_owned(), "r".to_owned());
+    pin(
+        failed(SetupFailure::User { user, reason }),
+        "03 05 0175 0172",
+    );
+    let (step, errno) = ("s".to_owned(), Errno(1));
+    pin(failed(SetupFailure::Step { step, errno }), "03 06 0173 02");
+    pin(AgentMessage::Pong { token: 7 }, "04 07");
+    pin(AgentMessage::Synced { token: 7 }, "05 07");
+    pin(AgentMessage::ShutdownDone { clean: true }, "06 01");
+}
+
+#[test]
+fn stream_messages() {
+    let request = ExecRequest {
+        argv: vec!["a".into(), "b".into()],
+        env: vec!["A=1".into()],
+        cwd: Some("/".into()),
+        user: Some("u".into()),
+        tty: Some(TtySize { rows: 1, cols: 300 }),
+        stdin: true,
+    };
+    pin(
+        Request::Exec(request),
+        "00 02 0161 0162 01 03413d31 01 012f 01 0175 01 01 ac02 01",
+    );
+    pin(
+        Request::Exec(ExecRequest::default()),
+        "00 00 00 00 00 00 00",
+    );
+    let (signal, group) = (Signal::KILL, true);
+    pin(StreamCommand::Signal { signal, group }, "00 09 01");
+    pin(
+        StreamCommand::Resize(TtySize { rows: 2, cols: 3 }),
+        "01 02 03",
+    );
+    pin(StreamEvent::Started { pid: 300 }, "00 ac02");
+    pin(StreamEvent::Exited(ExitStatus::Code(3)), "01 00 03");
+    let killed = ExitStatus::Signal {
+        signal: 9,
+        core_dumped: false,
+    };
+    pin(StreamEvent::Exited(killed), "01 01 09 00");
+    let failed = StreamEvent::Failed;
+    let program = || ByteString::from("p");
+    pin(
+        failed(ExecError::NotFound { program: program() }),
+        "02 00 0170",
+    );
+    let denied = ExecError::NotExecutable {
+        program: program(),
+        errno: Errno(13),
+    };
+    pin(failed(denied), "02 01 0170 1a");
+    let (user, reason) = ("u".to_owned(), "r".to_owned());
+    pin(
+        failed(ExecError::BadUser { user, reason }),
+        "02 02 0175 0172",
+    );
+    let (path, errno) = ("/".into(), Errno(2));
+    pin(
+        failed(ExecError::BadWorkdir { path, errno }),
+        "02 03 012f 04",
+    );
+    let reason = "r".to_owned();
+    pin(failed(ExecError::Invalid { reason }), "02 04 0172");
+    let (step, errno) = ("s".to_owned(), Errno(11));
+    pin(
+        failed(ExecError::Resources { step, errno }),
+        "02 05 0173 16",
+    );
+}
+
+#[test]
+fn signals_out_of_range_are_not_decoded() {
+    for number in [0, 65, 255] {
+        assert_eq!(decode::<StreamCommand>(&[0, number, 0]), None);
+        assert!(Signal::try_from(number).is_err());
+    }
+}
+
+#[test]
+fn secrets_are_not_shown_and_errors_read_well() {
+    let shown = format!("{:?}", config(Upper::Tmpfs { size: None }));
+    assert!(shown.contains("Entropy(2 bytes)"), "{shown}");
+    let error = ExecError::NotExecutable {
+        program: "/bin/x".into(),
+        errno: Errno(13),
+    };
+    assert_eq!(
+        error.to_string(),
+        "/bin/x: cannot be executed: Permission denied (os error 13)"
+    );
+    assert_eq!(
+        ExitStatus::Signal {
+            signal: 200,
+            core_dumped: false
+        }
+        .shell_code(),
+        255
+    );
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_decode_to_something_that_encodes_or_to_nothing(
+        bytes in prop::collection::vec(any::<u8>(), 0..200)
+    ) {
+        fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
+            if let Some(message) = decode::<T>(bytes) {
+                assert_eq!(decode::<T>(&encode(&message)), Some(message));
+            }
+        }
+        check::<HostMessage>(&bytes);
+        check::<AgentMessage>(&bytes);
+        check::<Request>(&bytes);
+        check::<StreamEvent>(&bytes);
+        check::<StreamCommand>(&bytes);
+    }
+}
