@@ -1,0 +1,225 @@
+//! A machine as QEMU options.
+//!
+//! Two machines whose [`layout`] is equal can be copies of one template.
+
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{Origin, Platform};
+use crate::machine::{Disk, DiskFormat, MAX_DISKS, Machine};
+
+/// The processor that TCG emulates: every feature it has, but for fast string
+/// instructions, which it runs byte by byte, on a model for which Linux does
+/// not prefer them either (docs/boot.md).
+const TCG_CPU: &str = "max,-erms,family=15,model=1,stepping=0";
+
+/// The kernel's command line for all engines, and what is added under TCG; both
+/// files and `docs/boot.md` say what each word is for.
+const CMDLINE: &str = include_str!("../../../kernel/cmdline");
+const CMDLINE_TCG: &str = include_str!("../../../kernel/cmdline.tcg");
+
+/// The descriptors a QEMU process inherits, by their numbers.
+#[derive(Debug)]
+pub(super) struct Descriptors {
+    pub(super) control: RawFd,
+    pub(super) ports: Vec<RawFd>,
+}
+
+/// Returns the options that fix what the guest sees, without names of files: the
+/// device layout of a template.
+pub(crate) fn layout(machine: &Machine, platform: &Platform) -> Vec<String> {
+    let mut options = board(machine, platform);
+    options.push(cmdline(machine, platform));
+    for (index, disk) in machine.disks.iter().enumerate() {
+        options.push(disk_device(index));
+        options.push(format!("read-only={}", disk.read_only));
+    }
+    options.push(console());
+    options.extend(
+        machine
+            .ports
+            .iter()
+            .enumerate()
+            .map(|(index, port)| port_device(index, port.as_str())),
+    );
+    options
+}
+
+/// Returns all options for a process.
+pub(super) fn options(
+    machine: &Machine,
+    platform: &Platform,
+    origin: &Origin<'_>,
+    fds: &Descriptors,
+) -> Vec<OsString> {
+    let mut args = Arguments::default();
+    for option in board(machine, platform) {
+        args.0.push(option.into());
+    }
+    args.add("-object", memory(machine, origin));
+    // What is restored has its kernel in its memory.
+    if !matches!(origin, Origin::Restore { .. }) {
+        args.path("-kernel", &machine.kernel);
+        args.path("-initrd", &machine.initramfs);
+        args.add("-append", cmdline(machine, platform));
+    }
+    args.add("-chardev", format!("socket,id=control,fd={}", fds.control));
+    args.add("-mon", "chardev=control,mode=control");
+    args.add("-device", console());
+    for (index, (port, fd)) in machine.ports.iter().zip(&fds.ports).enumerate() {
+        args.add("-chardev", format!("socket,id=port{index},fd={fd}"));
+        args.add("-device", port_device(index, port.as_str()));
+    }
+    for (index, disk) in machine.disks.iter().enumerate() {
+        let placeholder = matches!(origin, Origin::Template { .. });
+        let node = if placeholder {
+            placeholder_node(index, disk)
+        } else {
+            disk_node(index, disk)
+        };
+        args.add("-blockdev", node.to_string());
+        args.add("-device", disk_device(index));
+    }
+    if matches!(origin, Origin::Restore { .. }) {
+        args.add("-incoming", "defer");
+    }
+    args.0
+}
+
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn add(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.push(option.into());
+        self.0.push(value.into());
+    }
+
+    fn path(&mut self, option: &str, path: &Path) {
+        self.add(option, path.as_os_str());
+    }
+}
+
+fn board(machine: &Machine, platform: &Platform) -> Vec<String> {
+    // Without PIT and PIC a TCG guest has nothing to measure its clocks by, and
+    // need not: the command line says the rates.
+    let (accelerator, cpu) = match platform {
+        Platform::Kvm => ("kvm", "host"),
+        Platform::Tcg { .. } => ("tcg", TCG_CPU),
+    };
+    let board = "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=off,x-option-roms=off,\
+                 auto-kernel-cmdline=on,memory-backend=ram";
+    let words = [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-serial",
+        "none",
+        "-monitor",
+        "none",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-M",
+        board,
+        "-accel",
+        accelerator,
+        "-cpu",
+        cpu,
+    ];
+    let mut options: Vec<String> = words.map(str::to_owned).into();
+    options.extend(["-smp".to_owned(), machine.vcpus.to_string()]);
+    options.extend(["-m".to_owned(), format!("{}M", machine.memory.mib())]);
+    options
+}
+
+fn memory(machine: &Machine, origin: &Origin<'_>) -> String {
+    let size = machine.memory.mib();
+    match origin {
+        Origin::Cold => format!("memory-backend-ram,id=ram,size={size}M,reserve=off"),
+        Origin::Template { ram } => {
+            format!(
+                "memory-backend-file,id=ram,size={size}M,share=on,mem-path=/proc/self/fd/{}",
+                ram.as_raw_fd()
+            )
+        }
+        Origin::Restore { ram, .. } => {
+            let fd = ram.as_raw_fd();
+            format!(
+                "memory-backend-file,id=ram,size={size}M,share=off,reserve=off,mem-path=/proc/self/fd/{fd}"
+            )
+        }
+    }
+}
+
+fn cmdline(machine: &Machine, platform: &Platform) -> String {
+    let (more, khz) = match platform {
+        Platform::Kvm => ("", 0),
+        Platform::Tcg { tsc } => (CMDLINE_TCG, tsc.khz()),
+    };
+    let lines = CMDLINE.lines().chain(more.lines()).map(str::trim);
+    let mut words: Vec<String> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| {
+            line.replace("{tsc_khz}", &khz.to_string())
+                .replace("{lpj}", &(u64::from(khz) * 10).to_string())
+        })
+        .collect();
+    words.extend(machine.extra_cmdline.iter().cloned());
+    words.join(" ")
+}
+
+/// The last slot of the board. Devices are given their slots by name, from the last on:
+/// that is the order in which the board tells the guest about them.
+const LAST_SLOT: usize = 7;
+
+fn console() -> String {
+    format!("virtio-serial-device,id=console,bus=virtio-mmio-bus.{LAST_SLOT}")
+}
+
+fn port_device(index: usize, name: &str) -> String {
+    format!(
+        "virtserialport,bus=console.0,nr={},chardev=port{index},name={name}",
+        LAST_SLOT - 1 - index
+    )
+}
+
+fn disk_device(index: usize) -> String {
+    debug_assert!(index < MAX_DISKS);
+    format!(
+        "virtio-blk-device,drive=disk{index},bus=virtio-mmio-bus.{}",
+        LAST_SLOT - 1 - index
+    )
+}
+
+fn disk_node(index: usize, disk: &Disk) -> Value {
+    let driver = match disk.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Vmdk => "vmdk",
+    };
+    let path = disk.path.to_string_lossy();
+    if disk.read_only {
+        // Locks are for writers. `force-share` is inherited by a descriptor's extents.
+        json!({
+            "driver": driver, "node-name": format!("disk{index}"), "read-only": true, "force-share": true,
+            "file": { "driver": "file", "filename": path, "locking": "off" },
+        })
+    } else {
+        json!({
+            "driver": driver, "node-name": format!("disk{index}"), "discard": "unmap",
+            "file": { "driver": "file", "filename": path, "discard": "unmap", "locking": "on" },
+        })
+    }
+}
+
+/// A disk that reads as zeros, of a size that no guest takes for a real one.
+fn placeholder_node(index: usize, disk: &Disk) -> Value {
+    json!({
+        "driver": "null-co", "node-name": format!("disk{index}"), "size": 4096, "read-zeroes": true,
+        "read-only": disk.read_only,
+    })
+}

@@ -1,0 +1,106 @@
+//! Spawning QEMU with its sockets, and waiting for it without hanging.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::args::{self, Descriptors};
+use super::qmp::Connection;
+use super::{Origin, PROGRAM, Platform, Qemu};
+use crate::confine;
+use crate::engine::{EngineKind, Isolation, launcher};
+use crate::error::{ControlError, Error};
+use crate::machine::{Machine, PortName};
+use crate::vm::{Vm, VmmProcess};
+
+/// How long QEMU may take over anything. It takes milliseconds; a host under heavy
+/// load may need seconds, and one where this passes is broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A QEMU process under control.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    process: VmmProcess,
+    qmp: Connection,
+    ports: Vec<(PortName, UnixStream)>,
+}
+
+/// Spawns QEMU for `machine`.
+pub(super) fn launch(
+    qemu: &Qemu,
+    machine: &Machine,
+    platform: &Platform,
+    origin: &Origin<'_>,
+) -> Result<Launched, Error> {
+    let os = |action: &'static str| move |source: io::Error| Error::Os { action, source };
+    let sockets = || UnixStream::pair().map_err(os("make a socket pair"));
+    let (control, control_theirs) = sockets()?;
+    let mut ports = Vec::with_capacity(machine.ports.len());
+    let mut theirs = Vec::with_capacity(machine.ports.len());
+    for port in &machine.ports {
+        let (ours, other) = sockets()?;
+        ports.push((port.clone(), ours));
+        theirs.push(other);
+    }
+    let (stderr, stderr_theirs) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+        .map_err(|error| os("make a pipe")(error.into()))?;
+
+    let fds = Descriptors {
+        control: control_theirs.as_raw_fd(),
+        ports: theirs.iter().map(AsRawFd::as_raw_fd).collect(),
+    };
+    let files: &[&File] = match origin {
+        Origin::Cold => &[],
+        Origin::Template { ram } => &[ram],
+        Origin::Restore { ram, state } => &[ram, state],
+    };
+    let mut inherit = fds.ports.clone();
+    inherit.push(fds.control);
+    inherit.extend(files.iter().map(|file| file.as_raw_fd()));
+
+    let mut command = Command::new(qemu.program());
+    command.args(args::options(machine, platform, origin, &fds));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr_theirs);
+    confine::apply(&mut command, inherit);
+    let child = launcher::spawn(command).map_err(os("start qemu-system-x86_64"))?;
+    let process = VmmProcess::new(child, stderr.into())?;
+    let qmp = Connection::new(control, Instant::now() + PATIENCE)
+        .map_err(os("set up the control socket"))?;
+    Ok(Launched {
+        process,
+        qmp,
+        ports,
+    })
+}
+
+impl Launched {
+    /// Talks to QEMU. A connection that ends because QEMU does becomes an error with
+    /// QEMU's own words.
+    pub(super) fn control<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Connection) -> Result<T, ControlError>,
+    ) -> Result<T, Error> {
+        talk(&mut self.qmp).map_err(|error| match error {
+            ControlError::Closed { .. } => self.process.exited_early(PROGRAM),
+            other => Error::Control(other),
+        })
+    }
+
+    /// Returns the host's end of the first port.
+    pub(crate) fn first_port(&self) -> Option<&UnixStream> {
+        self.ports.first().map(|(_, stream)| stream)
+    }
+
+    /// Lets go of the control connection.
+    pub(super) fn into_vm(self, isolation: Isolation) -> Vm {
+        Vm::new(self.process, self.ports, EngineKind::Qemu, isolation)
+    }
+}

@@ -1,0 +1,235 @@
+//! Templates: machines booted once, saved, and started again as often as needed.
+//!
+//! A template is a machine that was booted until its guest waited for orders, and then
+//! saved: guest memory in a sparse file, device state in a small one. A start maps the
+//! memory copy-on-write, so that it costs what the copy touches, however large the guest.
+//!
+//! What all copies share must be made different by the caller before anything else
+//! runs in them: random generator, clock, names, addresses. Disks need no care here: a
+//! template is made with placeholders, which the guest is told to let go of before the
+//! save (that is part of getting ready).
+//!
+//! [`key`] decides which machines share a template, [`store`] keeps them on disk.
+//!
+//! # Trust
+//!
+//! QEMU insists on opening the memory file for writing, although it maps it privately.
+//! A VMM that was taken over could write to it. The store remembers the file's change
+//! time, which no unprivileged process can set, and rebuilds a template whose files
+//! are no longer as they were saved.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use crate::engine::qemu::{Platform, Qemu, layout};
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+mod key;
+mod store;
+
+use key::Key;
+use store::{Files, Store};
+
+/// What QEMU says of a state that it cannot load. A template that is refused, for a reason
+/// that its key does not cover, is dropped so that the next start makes a new one.
+const UNLOADABLE: &str = "load of migration failed";
+
+/// What is being done about a template, for progress displays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// Another thread or process makes the template.
+    Waiting,
+    /// The guest boots.
+    Booting,
+    /// The guest is being saved.
+    Saving,
+    /// The files are being written out to the disk.
+    Syncing,
+    /// The template is complete and about to be put in its place.
+    Publishing,
+}
+
+/// A store of templates in a folder, safe to use from any number of threads and
+/// processes at once.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use msb_vmm::{Engine, EngineOptions, Machine, PortName};
+///
+/// let machine = Machine {
+///     ports: vec![PortName::try_from("msb.agent")?],
+///     ..Machine::new("guest/vmlinux", "guest/initramfs.cpio")
+/// };
+/// let templates = Engine::choose(EngineOptions::default())?.templates("/home/me/.msb/templates");
+/// let template = templates.ensure(
+///     &machine,
+///     |step| eprintln!("{step:?}"),
+///     |_agent| Ok::<(), std::io::Error>(()), // wait here until the guest says that it is ready
+/// )?;
+/// let mut vm = template.start(&machine)?;
+/// let agent = vm.take_port("msb.agent");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Templates {
+    qemu: Qemu,
+    store: Store,
+}
+
+impl Templates {
+    pub(crate) fn new(qemu: Qemu, root: PathBuf) -> Self {
+        Templates {
+            qemu,
+            store: Store::new(root),
+        }
+    }
+
+    /// Returns the template for `machine` when there is an undamaged one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPort`] and what [`Machine::validate`] finds; [`Error::Unreadable`] for the
+    /// machine's files. A damaged template is not an error, it is none.
+    pub fn find(&self, machine: &Machine) -> Result<Option<Template>, Error> {
+        let (key, plan) = self.plan(machine)?;
+        Ok(self
+            .store
+            .open(&key)
+            .map(|files| self.template(key, plan, files)))
+    }
+
+    /// Returns the template for `machine`, and makes it when there is none, when it is
+    /// damaged or when a part that it depends on has changed.
+    ///
+    /// `ready` is called at most once, with the machine's first port, in a guest that has
+    /// just been started. It returns when the guest is fit to be saved: waiting, and
+    /// without a hold on its disks. It should bound its own waiting.
+    ///
+    /// Of several callers at once one makes the template, the others wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Templates::find`], of starting a machine and of writing files, and
+    /// [`Error::NotReady`] when `ready` fails.
+    pub fn ensure<E>(
+        &self,
+        machine: &Machine,
+        mut progress: impl FnMut(Step),
+        ready: impl FnOnce(&UnixStream) -> Result<(), E>,
+    ) -> Result<Template, Error>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (key, plan) = self.plan(machine)?;
+        if let Some(files) = self.store.open(&key) {
+            return Ok(self.template(key, plan, files));
+        }
+        let _lock = self.store.lock(&key, || progress(Step::Waiting))?;
+        if let Some(files) = self.store.open(&key) {
+            return Ok(self.template(key, plan, files));
+        }
+        let draft = self.store.draft(&key, machine.memory.bytes())?;
+        progress(Step::Booting);
+        let mut launched = self
+            .qemu
+            .boot_template(machine, &plan.platform, draft.ram())?;
+        let port = launched.first_port().ok_or(Error::NoPort)?;
+        ready(port).map_err(|error| Error::NotReady {
+            source: error.into(),
+        })?;
+        progress(Step::Saving);
+        self.qemu.save(&mut launched, draft.state())?;
+        drop(launched);
+        progress(Step::Syncing);
+        let sealed = draft.seal()?;
+        progress(Step::Publishing);
+        let files = sealed.publish()?;
+        self.store.prune(&key);
+        Ok(self.template(key, plan, files))
+    }
+
+    fn template(&self, key: Key, plan: Plan, files: Files) -> Template {
+        Template {
+            store: self.store.clone(),
+            key,
+            plan,
+            files,
+        }
+    }
+
+    /// Checks the machine and computes what its template depends on.
+    fn plan(&self, machine: &Machine) -> Result<(Key, Plan), Error> {
+        machine.validate()?;
+        if machine.ports.is_empty() {
+            return Err(Error::NoPort);
+        }
+        let platform = self.qemu.platform(self.store.tsc_rate());
+        let layout = layout(machine, &platform);
+        let key = Key::of(&self.qemu, machine, &layout, &self.store)?;
+        Ok((
+            key,
+            Plan {
+                qemu: self.qemu.clone(),
+                platform,
+                layout,
+            },
+        ))
+    }
+}
+
+/// What a template and its copies have in common, besides the files.
+#[derive(Debug)]
+struct Plan {
+    qemu: Qemu,
+    platform: Platform,
+    layout: Vec<String>,
+}
+
+/// A template that is open: it can be started even after the store dropped it.
+#[derive(Debug)]
+pub struct Template {
+    store: Store,
+    key: Key,
+    plan: Plan,
+    files: Files,
+}
+
+impl Template {
+    /// Starts a copy with the disks of `machine`, which must otherwise be like the one
+    /// the template was made of.
+    ///
+    /// Returns when the copy runs, in the state the guest was saved in. Its first port is
+    /// connected, and nothing is left on it of what was said to the template.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherMachine`] when the machine's layout differs, and those of [`crate::Engine::boot`].
+    pub fn start(&self, machine: &Machine) -> Result<Vm, Error> {
+        machine.validate()?;
+        if layout(machine, &self.plan.platform) != self.plan.layout {
+            return Err(Error::OtherMachine {
+                what: "vcpus, memory, devices or command line",
+            });
+        }
+        // Each copy reads the state from its beginning, at its own pace.
+        let state = self.files.fresh_state()?;
+        let plan = &self.plan;
+        let started = plan
+            .qemu
+            .restore(machine, &plan.platform, &self.files.ram, &state);
+        if matches!(&started, Err(Error::ExitedEarly { stderr, .. }) if stderr.contains(UNLOADABLE))
+        {
+            self.store.discard(&self.key);
+        }
+        started
+    }
+
+    /// Returns the template's key, in hex.
+    pub fn key(&self) -> &str {
+        self.key.as_str()
+    }
+}

@@ -1,0 +1,255 @@
+//! A running virtual machine: its ports, its process, its end.
+
+use std::fmt;
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+
+use crate::engine::{EngineKind, Isolation};
+use crate::error::Error;
+use crate::machine::PortName;
+
+/// How much of what a VMM says on its standard error is kept for error messages.
+/// The pipe holds 64 KiB and drops what does not fit; more helps nobody.
+const MAX_STDERR: usize = 4 << 10;
+
+/// How a virtual machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exit {
+    /// The guest powered off or rebooted.
+    Guest,
+    /// The VMM was killed by a signal, be it by [`Vm::kill`] or by someone else.
+    Killed {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The VMM gave up.
+    Failed {
+        /// Its exit code.
+        code: i32,
+        /// What it said, cut to a few KiB.
+        stderr: String,
+    },
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Guest => f.write_str("the guest shut down"),
+            Exit::Killed { signal } => write!(f, "the VMM was killed by signal {signal}"),
+            Exit::Failed { code, stderr } if stderr.is_empty() => {
+                write!(f, "the VMM failed with status {code}")
+            }
+            Exit::Failed { code, stderr } => {
+                write!(f, "the VMM failed with status {code}: {stderr}")
+            }
+        }
+    }
+}
+
+/// The process of a VMM. Killed and reaped when dropped.
+#[derive(Debug)]
+pub(crate) struct VmmProcess {
+    child: Child,
+    pidfd: OwnedFd,
+    stderr: PipeReader,
+    said: Vec<u8>,
+}
+
+impl VmmProcess {
+    /// Takes over a child whose standard error is the other end of `stderr`, a pipe
+    /// that does not block.
+    pub(crate) fn new(mut child: Child, stderr: PipeReader) -> Result<Self, Error> {
+        let pid = Pid::from_child(&child);
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(VmmProcess {
+                child,
+                pidfd,
+                stderr,
+                said: Vec::new(),
+            }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(Error::Os {
+                    action: "watch the VMM's process",
+                    source: error.into(),
+                })
+            }
+        }
+    }
+
+    /// Returns what the VMM has said so far, cut and cleaned of control characters.
+    pub(crate) fn stderr(&mut self) -> String {
+        let room = MAX_STDERR - self.said.len();
+        // Whatever stops the reading, what was read before is what there is to tell.
+        let _ = Read::by_ref(&mut self.stderr)
+            .take(room as u64)
+            .read_to_end(&mut self.said);
+        let text = String::from_utf8_lossy(&self.said);
+        let printable = |c: char| if c.is_control() { ' ' } else { c };
+        text.trim().chars().map(printable).collect()
+    }
+
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// Kills the VMM and describes its end, for a VMM that did not get going.
+    pub(crate) fn exited_early(&mut self, program: &'static str) -> Error {
+        match self.child.wait() {
+            Ok(status) => Error::ExitedEarly {
+                program,
+                status: status.to_string(),
+                stderr: self.stderr(),
+            },
+            Err(source) => Error::Os {
+                action: "wait for the VMM",
+                source,
+            },
+        }
+    }
+}
+
+impl Drop for VmmProcess {
+    fn drop(&mut self) {
+        // Both fail only for a child that has been waited for, which is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl AsFd for VmmProcess {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// A running virtual machine.
+///
+/// Dropping it kills the guest at once, as does the end of the process that started
+/// it. A guest that should flush its disks is told so over one of its ports first.
+///
+/// [`AsFd`] gives a pidfd: it becomes readable when the VMM has ended.
+#[derive(Debug)]
+pub struct Vm {
+    process: VmmProcess,
+    ports: Vec<(PortName, UnixStream)>,
+    kind: EngineKind,
+    isolation: Isolation,
+    exit: Option<Exit>,
+}
+
+impl Vm {
+    pub(crate) fn new(
+        process: VmmProcess,
+        ports: Vec<(PortName, UnixStream)>,
+        kind: EngineKind,
+        isolation: Isolation,
+    ) -> Self {
+        Vm {
+            process,
+            ports,
+            kind,
+            isolation,
+            exit: None,
+        }
+    }
+
+    /// Takes the host's end of a console port; `None` when there is no such port or
+    /// it has been taken.
+    pub fn take_port(&mut self, name: &str) -> Option<UnixStream> {
+        let index = self
+            .ports
+            .iter()
+            .position(|(port, _)| port.as_str() == name)?;
+        Some(self.ports.swap_remove(index).1)
+    }
+
+    /// Kills the VMM. The guest gets no chance to flush anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] when the kernel refuses; a machine that has ended is fine.
+    pub fn kill(&mut self) -> Result<(), Error> {
+        if self.exit.is_some() {
+            return Ok(());
+        }
+        match rustix::process::pidfd_send_signal(&self.process.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(Error::Os {
+                action: "kill the VMM",
+                source: error.into(),
+            }),
+        }
+    }
+
+    /// Waits until the machine ends and says how. Later calls return the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] when the process can't be waited for.
+    pub fn wait(&mut self) -> Result<Exit, Error> {
+        if let Some(exit) = &self.exit {
+            return Ok(exit.clone());
+        }
+        let status = self.process.wait().map_err(|source| Error::Os {
+            action: "wait for the VMM",
+            source,
+        })?;
+        let exit = match (status.code(), status.signal()) {
+            (Some(0), _) => Exit::Guest,
+            (Some(code), _) => Exit::Failed {
+                code,
+                stderr: self.process.stderr(),
+            },
+            (None, signal) => Exit::Killed {
+                signal: signal.unwrap_or(0),
+            },
+        };
+        self.exit = Some(exit.clone());
+        Ok(exit)
+    }
+
+    /// Says how the machine ended, or `None` while it runs.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vm::wait`].
+    pub fn try_wait(&mut self) -> Result<Option<Exit>, Error> {
+        let waited = self.process.child.try_wait();
+        match waited.map_err(|source| Error::Os {
+            action: "wait for the VMM",
+            source,
+        })? {
+            Some(_) => self.wait().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the process id of the VMM.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// Returns the kind of engine that runs the machine.
+    pub fn engine(&self) -> EngineKind {
+        self.kind
+    }
+
+    /// Returns what separates the guest from the host.
+    pub fn isolation(&self) -> Isolation {
+        self.isolation
+    }
+}
+
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+}
