@@ -1,0 +1,132 @@
+//! What can be wrong with what a caller hands in.
+
+use crate::addr::Cidr;
+
+/// Everything this crate refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A domain name is not one.
+    #[error("{name:?} is not a domain name: {reason}")]
+    Name {
+        /// The text, cut to a length fit for showing.
+        name: String,
+        /// What is wrong with it.
+        reason: InvalidName,
+    },
+    /// An address block is not one.
+    #[error("{text:?} is not an address block: {reason}")]
+    Cidr {
+        /// The text, cut to a length fit for showing.
+        text: String,
+        /// What is wrong with it.
+        reason: InvalidCidr,
+    },
+    /// A policy has a mistake at a known place.
+    #[error(transparent)]
+    Policy(#[from] SyntaxError),
+    /// A policy has more rules than [`MAX_RULES`](crate::policy::MAX_RULES).
+    #[error("a policy has at most {max} rules")]
+    TooManyRules {
+        /// The limit.
+        max: usize,
+    },
+    /// A block list has more suffixes than [`MAX_BLOCKED`](crate::policy::MAX_BLOCKED).
+    #[error("a policy blocks at most {max} suffixes")]
+    TooManyBlocked {
+        /// The limit.
+        max: usize,
+    },
+}
+
+impl Error {
+    /// Returns what to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Policy(error) => error.hint.clone(),
+            Self::Cidr {
+                reason: InvalidCidr::BitsBelowPrefix { meant },
+                ..
+            } => Some(format!("did you mean {meant}?")),
+            Self::TooManyRules { .. } => Some("use CIDR blocks, suffixes or `block`".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Why a text is not an address block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidCidr {
+    /// What stands before the slash is no address.
+    #[error("not an IPv4 or IPv6 address")]
+    NotAnAddress,
+    /// What stands behind the slash is no number of bits.
+    #[error("the prefix length is not a number")]
+    NotALength,
+    /// The prefix is longer than the address.
+    #[error("a prefix of {length} bits is longer than the address ({width} bits)")]
+    TooLong {
+        /// The length asked for.
+        length: u8,
+        /// The width of the address family.
+        width: u8,
+    },
+    /// Bits are set below the prefix.
+    #[error("the address has bits set below the prefix")]
+    BitsBelowPrefix {
+        /// The block that has this length and holds the address.
+        meant: Cidr,
+    },
+}
+
+/// Why a text is not a domain name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidName {
+    /// Nothing there.
+    #[error("it is empty")]
+    Empty,
+    /// More than 253 characters.
+    #[error("it is longer than 253 characters")]
+    TooLong,
+    /// Two dots in a row, or one in front.
+    #[error("it has an empty label")]
+    EmptyLabel,
+    /// A label of more than 63 characters.
+    #[error("a label is longer than 63 characters")]
+    LabelTooLong,
+    /// A character that is not a letter, a digit, `-` or `_`.
+    #[error("it holds {0:?}; only letters, digits, '-' and '_' may be in a label")]
+    Character(char),
+    /// A label begins or ends with a hyphen.
+    #[error("a label begins or ends with '-'")]
+    Hyphen,
+    /// The last label is a number, so that the whole could be read as an address.
+    #[error("it reads like an address")]
+    Address,
+}
+
+/// A mistake in policy text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {message}")]
+pub struct SyntaxError {
+    /// The line, from 1.
+    pub line: usize,
+    /// The column, from 1, in characters.
+    pub column: usize,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead, where that can be guessed.
+    pub hint: Option<String>,
+}
+
+/// Cuts a text taken from a caller to a length fit for an error message.
+pub(crate) fn excerpt(text: &str) -> String {
+    /// Enough for any legal name or address to be recognised.
+    const MAX_SHOWN: usize = 64;
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

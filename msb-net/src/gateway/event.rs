@@ -1,0 +1,171 @@
+//! What the gateway tells of: typed, bounded, in order.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::FlowId;
+use crate::Name;
+use crate::policy::{Flow, Verdict};
+
+/// Events that may wait for the driver, a few hundred kilobytes. A guest makes
+/// as many as it likes, so the oldest go when nobody takes them.
+const MAX_EVENTS: usize = 1024;
+
+/// Something worth a line in a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The policy was asked about a flow: when it opened and, if the verdict then
+    /// said [`inspect`](Verdict::inspect), again once the client had spoken.
+    Decided {
+        /// The flow, if it may open.
+        flow: Option<FlowId>,
+        /// What was known of it.
+        facts: Flow,
+        /// The name the client claims, where that was looked at and there is one.
+        claim: Option<Name>,
+        /// What the policy says.
+        verdict: Verdict,
+        /// Why it was refused all the same.
+        refusal: Option<Refusal>,
+    },
+    /// A flow that had been allowed is over.
+    Closed {
+        /// The flow.
+        flow: FlowId,
+        /// How it ended.
+        ended: Ended,
+        /// Payload bytes from the guest that were passed on.
+        sent: u64,
+        /// Payload bytes that were passed to the guest.
+        received: u64,
+        /// How long it was there.
+        duration: Duration,
+    },
+    /// Frames were dropped; consecutive ones for the same reason are counted together.
+    Dropped {
+        /// Why.
+        reason: DropReason,
+        /// How many.
+        count: u64,
+    },
+    /// This many events are missing here, because nobody took them in time.
+    Lost(u64),
+}
+
+/// Why the gateway refuses what the policy would allow: what would make it safe,
+/// or possible, is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It goes to port 53, where no resolver but the gateway's may be asked.
+    ForeignResolver,
+    /// It goes to a loopback or unspecified address, or one around such: no host
+    /// sends that out, and dialled it would be the host of the gateway.
+    Loopback,
+    /// It is an echo request to somebody other than the gateway.
+    Echo,
+}
+
+/// How a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Ended {
+    /// Both sides said what they had to say.
+    Finished,
+    /// The policy refused the name that the client claims.
+    Denied,
+    /// One side cut it off, or stopped answering.
+    Reset,
+    /// The upstream connection could not be opened.
+    NotConnected,
+    /// Nothing was sent for a while.
+    Idle,
+    /// It made room for another one.
+    Evicted,
+}
+
+/// Why a frame was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// It is not what its headers say.
+    Malformed,
+    /// Its sender is not the guest's network card.
+    SpoofedMac,
+    /// Its source is not the guest's address.
+    SpoofedAddress,
+    /// It goes to many receivers.
+    Multicast,
+    /// It is a fragment.
+    Fragment,
+    /// It is of a protocol that is not passed on.
+    UnknownProtocol,
+    /// There are as many TCP flows as there may be.
+    TooManyFlows,
+    /// It is larger than the guest's link allows.
+    TooBig,
+    /// The driver does not keep up.
+    Overload,
+}
+
+/// The bounded queue.
+#[derive(Default)]
+pub(super) struct Events {
+    queue: VecDeque<Event>,
+    lost: u64,
+}
+
+impl Events {
+    pub(super) fn push(&mut self, event: Event) {
+        if self.queue.len() >= MAX_EVENTS {
+            self.queue.pop_front();
+            self.lost += 1;
+        }
+        self.queue.push_back(event);
+    }
+
+    pub(super) fn dropped(&mut self, why: DropReason) {
+        match self.queue.back_mut() {
+            Some(Event::Dropped { reason, count }) if *reason == why => *count += 1,
+            _ => self.push(Event::Dropped {
+                reason: why,
+                count: 1,
+            }),
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        if self.lost > 0 {
+            return Some(Event::Lost(std::mem::take(&mut self.lost)));
+        }
+        self.queue.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_events_go_first_and_are_counted() {
+        let mut events = Events::default();
+        for count in 0..MAX_EVENTS as u64 + 3 {
+            events.push(Event::Lost(count));
+        }
+        assert_eq!(events.pop(), Some(Event::Lost(3)));
+        assert_eq!(events.pop(), Some(Event::Lost(3)), "the first that is left");
+        assert_eq!(events.queue.len(), MAX_EVENTS - 1);
+    }
+
+    #[test]
+    fn a_flood_of_drops_is_one_event() {
+        let mut events = Events::default();
+        for _ in 0..1_000_000 {
+            events.dropped(DropReason::Malformed);
+        }
+        let (reason, count) = (DropReason::Malformed, 1_000_000);
+        assert_eq!(events.pop(), Some(Event::Dropped { reason, count }));
+        assert_eq!(events.pop(), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! Frames on their way to the guest, and how they are made.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Packet,
+    Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpProtocol, IpRepr, TcpControl,
+    TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+};
+
+use super::Mac;
+use super::packet::Packet;
+
+/// Frames that may wait. Flows make theirs only when the driver asks for one, so
+/// what waits here are answers to single frames; a guest that does not take them
+/// loses them.
+const MAX_FRAMES: usize = 256;
+
+/// Buffers kept for the next frames.
+const MAX_SPARE: usize = 32;
+
+/// The length of an Ethernet header.
+const ETHERNET: usize = 14;
+
+/// The hop limit of everything we send; neighbour discovery demands it (RFC 4861).
+pub(super) const HOP_LIMIT: u8 = 255;
+
+/// How much of a packet an ICMP error quotes: RFC 1812, 4.3.2.3, allows an error
+/// of 576 bytes.
+const QUOTED: usize = 576 - 20 - 8 - 20;
+
+pub(super) struct Outbox {
+    frames: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    mac: Mac,
+    pub(super) guest_mac: Option<Mac>,
+    pub(super) mtu: u16,
+}
+
+impl Outbox {
+    pub(super) fn new(mac: Mac, guest_mac: Option<Mac>, mtu: u16) -> Self {
+        Self {
+            frames: VecDeque::new(),
+            spare: Vec::new(),
+            mac,
+            guest_mac,
+            mtu,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    pub(super) fn pop(&mut self, frame: &mut Vec<u8>) -> bool {
+        let Some(next) = self.frames.pop_front() else {
+            return false;
+        };
+        let old = std::mem::replace(frame, next);
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(old);
+        }
+        true
+    }
+
+    /// Queues a frame with `length` bytes of payload, which `fill` writes.
+    pub(super) fn push<R>(
+        &mut self,
+        kind: EthernetProtocol,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        self.push_with(length, |payload| (fill(payload), kind))
+    }
+
+    /// As [`push`](Self::push), for what is an IP packet once it is written.
+    fn push_packet<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.push_with(length, |payload| {
+            let result = fill(payload);
+            let kind = match payload.first().map(|byte| byte >> 4) {
+                Some(6) => EthernetProtocol::Ipv6,
+                _ => EthernetProtocol::Ipv4,
+            };
+            (result, kind)
+        })
+    }
+
+    fn push_with<R>(
+        &mut self,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> (R, EthernetProtocol),
+    ) -> R {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        // Not cleared first: everything below `length` is overwritten by `fill`.
+        buffer.resize(ETHERNET + length, 0);
+        let mut frame = EthernetFrame::new_unchecked(&mut buffer[..]);
+        frame.set_src_addr(EthernetAddress(self.mac));
+        frame.set_dst_addr(EthernetAddress(self.guest_mac.unwrap_or([0xff; 6])));
+        let (result, kind) = fill(frame.payload_mut());
+        frame.set_ethertype(kind);
+        if self.frames.len() < MAX_FRAMES {
+            self.frames.push_back(buffer);
+        }
+        result
+    }
+
+    /// Queues an IP packet with `length` bytes of payload.
+    fn push_ip(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: IpProtocol,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        let (source, destination) = (source.into(), destination.into());
+        let header = IpRepr::new(source, destination, protocol, length, HOP_LIMIT);
+        self.push_packet(header.buffer_len(), |buffer| {
+            header.emit(&mut *buffer, &ChecksumCapabilities::default());
+            fill(&mut buffer[header.header_len()..]);
+        });
+    }
+
+    /// Answers a TCP segment with a reset (RFC 9293, 3.10.7.1).
+    pub(super) fn reset(&mut self, packet: &Packet<'_>, segment: &TcpPacket<&[u8]>) {
+        if segment.rst() {
+            return;
+        }
+        let (seq_number, ack_number) = if segment.ack() {
+            (segment.ack_number(), None)
+        } else {
+            let end = segment.seq_number() + segment.segment_len();
+            (TcpSeqNumber(0), Some(end))
+        };
+        let reply = TcpRepr {
+            src_port: segment.dst_port(),
+            dst_port: segment.src_port(),
+            control: TcpControl::Rst,
+            seq_number,
+            ack_number,
+            window_len: 0,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &[],
+        };
+        let (from, to) = (packet.destination, packet.source);
+        self.push_ip(from, to, IpProtocol::Tcp, reply.buffer_len(), |buffer| {
+            reply.emit(
+                &mut TcpPacket::new_unchecked(buffer),
+                &from.into(),
+                &to.into(),
+                &ChecksumCapabilities::default(),
+            );
+        });
+    }
+
+    /// Queues a UDP datagram; false when it is larger than the link's MTU.
+    pub(super) fn datagram(
+        &mut self,
+        from: std::net::SocketAddr,
+        to: std::net::SocketAddr,
+        payload: &[u8],
+    ) -> bool {
+        let repr = UdpRepr {
+            src_port: from.port(),
+            dst_port: to.port(),
+        };
+        let length = repr.header_len() + payload.len();
+        let header = if to.is_ipv4() { 20 } else { 40 };
+        if header + length > usize::from(self.mtu) {
+            return false;
+        }
+        self.push_ip(from.ip(), to.ip(), IpProtocol::Udp, length, |buffer| {
+            repr.emit(
+                &mut UdpPacket::new_unchecked(buffer),
+                &from.ip().into(),
+                &to.ip().into(),
+                payload.len(),
+                |body| body.copy_from_slice(payload),
+                &ChecksumCapabilities::default(),
+            );
+        });
+        true
+    }
+
+    /// Says that a packet was refused by policy.
+    pub(super) fn prohibited(&mut self, packet: &Packet<'_>) {
+        self.unreachable(
+            packet,
+            Icmpv4DstUnreachable::CommProhibited,
+            Icmpv6DstUnreachable::AdminProhibit,
+        );
+    }
+
+    /// Says that a packet's destination cannot be reached. The error comes from
+    /// the destination's address: that is the only peer the guest knows.
+    pub(super) fn unreachable(
+        &mut self,
+        packet: &Packet<'_>,
+        v4: Icmpv4DstUnreachable,
+        v6: Icmpv6DstUnreachable,
+    ) {
+        let data = &packet.payload[..packet.payload.len().min(QUOTED)];
+        let (from, to) = (packet.destination, packet.source);
+        match packet.header {
+            IpRepr::Ipv4(header) => {
+                let reason = v4;
+                self.icmpv4(
+                    from,
+                    to,
+                    &Icmpv4Repr::DstUnreachable {
+                        reason,
+                        header,
+                        data,
+                    },
+                );
+            }
+            IpRepr::Ipv6(header) => {
+                let reason = v6;
+                self.icmpv6(
+                    from,
+                    to,
+                    &Icmpv6Repr::DstUnreachable {
+                        reason,
+                        header,
+                        data,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn icmpv4(&mut self, from: IpAddr, to: IpAddr, message: &Icmpv4Repr<'_>) {
+        let length = message.buffer_len();
+        self.push_ip(from, to, IpProtocol::Icmp, length, |buffer| {
+            let checks = ChecksumCapabilities::default();
+            message.emit(&mut Icmpv4Packet::new_unchecked(buffer), &checks);
+        });
+    }
+
+    pub(super) fn icmpv6(&mut self, from: IpAddr, to: IpAddr, message: &Icmpv6Repr<'_>) {
+        let (IpAddr::V6(source), IpAddr::V6(destination)) = (from, to) else {
+            return;
+        };
+        let length = message.buffer_len();
+        self.push_ip(from, to, IpProtocol::Icmpv6, length, |buffer| {
+            let checks = ChecksumCapabilities::default();
+            let mut packet = Icmpv6Packet::new_unchecked(buffer);
+            message.emit(&source, &destination, &mut packet, &checks);
+        });
+    }
+}
+
+/// The outbox as the device of a flow's stack, with at most one packet to receive.
+pub(super) struct Wire<'a> {
+    pub(super) packet: Option<&'a [u8]>,
+    pub(super) outbox: &'a mut Outbox,
+}
+
+pub(super) struct Received<'a>(&'a [u8]);
+
+pub(super) struct Sender<'a>(&'a mut Outbox);
+
+impl Device for Wire<'_> {
+    type RxToken<'b>
+        = Received<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Sender<'b>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sender<'_>)> {
+        let packet = self.packet.take()?;
+        Some((Received(packet), Sender(self.outbox)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
+        (self.outbox.len() < MAX_FRAMES).then_some(Sender(self.outbox))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = self.outbox.mtu.into();
+        capabilities
+    }
+}
+
+impl phy::RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(self.0)
+    }
+}
+
+impl phy::TxToken for Sender<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
+        self.0.push_packet(length, fill)
+    }
+}

@@ -1,0 +1,114 @@
+//! A TCP/IP stack with one address and one socket.
+//!
+//! It plays the far end of a flow towards the guest. It knows nothing of
+//! upstreams, policy or the other flows.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpCidr};
+
+use super::outbox::{Outbox, Wire};
+
+/// A stack that has nothing to send and yet wants to be asked again is asked
+/// after this long, not at once.
+const BREATH: Duration = Duration::from_millis(1);
+
+/// A TCP/IP stack for one flow.
+pub(super) struct Stack {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    /// The buffer for each direction, in bytes.
+    pub(super) buffer: usize,
+}
+
+impl Stack {
+    /// A stack that is the far end, waiting for the guest to connect.
+    pub(super) fn new(
+        now: Duration,
+        far: SocketAddr,
+        buffer: usize,
+        seed: u64,
+        outbox: &mut Outbox,
+    ) -> Self {
+        let mut wire = Wire {
+            packet: None,
+            outbox,
+        };
+        let mut config = InterfaceConfig::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut wire, instant(now));
+        interface.update_ip_addrs(|addresses| {
+            // Every address is on link: there is nobody else behind the guest.
+            // The list has room for two.
+            let _ = addresses.push(IpCidr::new(far.ip().into(), 0));
+        });
+        let bytes = || SocketBuffer::new(vec![0; buffer]);
+        let mut socket = Socket::new(bytes(), bytes());
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        let listening = socket.listen((smoltcp::wire::IpAddress::from(far.ip()), far.port()));
+        debug_assert!(
+            listening.is_ok(),
+            "a fresh socket listens on a port that is not 0"
+        );
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            interface,
+            sockets,
+            handle,
+            buffer,
+        }
+    }
+
+    pub(super) fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    pub(super) fn receive(&mut self, now: Duration, packet: &[u8], outbox: &mut Outbox) {
+        let mut wire = Wire {
+            packet: Some(packet),
+            outbox,
+        };
+        let sockets = &mut self.sockets;
+        self.interface
+            .poll_ingress_single(instant(now), &mut wire, sockets);
+    }
+
+    /// Makes at most one frame; false when there was none to make.
+    pub(super) fn transmit(&mut self, now: Duration, outbox: &mut Outbox) -> bool {
+        let before = outbox.len();
+        let mut wire = Wire {
+            packet: None,
+            outbox,
+        };
+        let sockets = &mut self.sockets;
+        self.interface.poll_egress(instant(now), &mut wire, sockets);
+        outbox.len() > before
+    }
+
+    /// Tells whether the guest must acknowledge something.
+    pub(super) fn owed(&mut self) -> bool {
+        let socket = self.socket();
+        let handshake = matches!(
+            socket.state(),
+            State::SynReceived | State::FinWait1 | State::Closing | State::LastAck
+        );
+        handshake || socket.send_queue() > 0
+    }
+
+    pub(super) fn deadline(&mut self, now: Duration) -> Option<Duration> {
+        let at = self.interface.poll_at(instant(now), &self.sockets)?;
+        let at = Duration::from_micros(at.total_micros().try_into().unwrap_or(0));
+        Some(at.max(now + BREATH))
+    }
+}
+
+fn instant(now: Duration) -> Instant {
+    Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,515 @@
+//! TCP flows: one small stack each.
+//!
+//! Read RFC 9293; the stack is smoltcp's. What is here is when it is made, fed,
+//! and thrown away.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::wire::{
+    EthernetProtocol, Icmpv4DstUnreachable, Icmpv6DstUnreachable, TcpPacket, TcpRepr,
+};
+
+use super::event::{DropReason, Ended, Event};
+use super::packet::Packet;
+use super::stack::Stack;
+use super::{Action, ConnectError, FlowId, Gateway, policy};
+use crate::claim::{self, Claimed};
+use crate::policy::{Claim, Names};
+
+/// How long an upstream connection may take to open: what Linux waits, so that a
+/// driver that forgets a flow does not leave it here for ever.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(130);
+
+/// How long a guest that owes an acknowledgement may be silent. The stack's own
+/// timeout is not used: it would also end flows that are merely idle.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// The smallest buffer of a flow, in bytes for each direction: what an examined
+/// claim may need. With the default
+/// limits all flows together so take at most twice [`Limits::tcp_memory`].
+///
+/// [`Limits::tcp_memory`]: super::Limits::tcp_memory
+const MIN_BUFFER: usize = claim::MAX_EXAMINED;
+
+/// A new flow gets at most this part of the memory that is left, in each direction.
+const SHARE: usize = 64;
+
+/// The guest's end and the far end of a flow.
+type Ends = (SocketAddr, SocketAddr);
+
+/// All TCP flows.
+#[derive(Default)]
+pub(super) struct TcpTable {
+    flows: HashMap<FlowId, TcpFlow>,
+    ids: HashMap<Ends, FlowId>,
+    /// Flows that may have frames to send, each at most once.
+    ready: VecDeque<FlowId>,
+    /// The buffers of all open flows, in bytes.
+    memory: usize,
+}
+
+struct TcpFlow {
+    ends: Ends,
+    stage: Stage,
+    opened: Duration,
+    told: Told,
+}
+
+/// What the driver knows and what it is owed.
+#[derive(Default)]
+struct Told {
+    /// The flow is in [`TcpTable::ready`].
+    ready: bool,
+    /// [`Action::Readable`] was given and the guest's bytes were not all read.
+    readable: bool,
+    /// [`Action::Shutdown`] was given.
+    shutdown: bool,
+    /// The guest has ended its half.
+    guest_ended: bool,
+    /// [`Gateway::finish`] was called.
+    finished: bool,
+    /// The stack has nothing more to send, ever.
+    settled: bool,
+    /// [`Gateway::reset`] was called, or the guest fell silent.
+    cut_off: bool,
+    /// [`Action::Writable`] is owed when there is room.
+    wants_room: bool,
+    /// The guest's bytes are held back until its claim was judged.
+    unjudged: Option<policy::Flow>,
+    /// Its claim was refused.
+    denied: bool,
+    /// The guest owes an acknowledgement, and was last heard of then.
+    silent_since: Option<Duration>,
+    sent: u64,
+    received: u64,
+}
+
+enum Stage {
+    /// The upstream is being dialled; the guest's SYN waits.
+    Connecting { syn: Box<[u8]> },
+    /// The guest's handshake is under way or done.
+    Open(Box<Stack>),
+}
+
+impl TcpTable {
+    pub(super) fn contains(&self, id: FlowId) -> bool {
+        self.flows.contains_key(&id)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    fn mark_ready(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.told.ready
+        {
+            flow.told.ready = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Tells how a flow ended, once it did and the driver has all its bytes.
+    ///
+    /// The usual wait for stray segments is left out: the link has no detours,
+    /// and thousands of connections that the far end closed would wait with it.
+    fn over(&mut self, id: FlowId) -> Option<Ended> {
+        let (socket, told) = self.open(id)?;
+        let drained = socket.recv_queue() == 0;
+        match socket.state() {
+            State::Closed if told.denied => Some(Ended::Denied),
+            State::Closed if told.cut_off || !told.guest_ended || !told.finished => {
+                Some(Ended::Reset)
+            }
+            State::Closed | State::TimeWait => drained.then_some(Ended::Finished),
+            _ => None,
+        }
+    }
+
+    /// The open socket of a flow, beside what was told of it.
+    fn open(&mut self, id: FlowId) -> Option<(&mut Socket<'static>, &mut Told)> {
+        let flow = self.flows.get_mut(&id)?;
+        match &mut flow.stage {
+            Stage::Open(stack) => Some((stack.socket(), &mut flow.told)),
+            Stage::Connecting { .. } => None,
+        }
+    }
+}
+
+/// # Upstream: TCP
+///
+/// Calls for a flow that is gone do nothing: an action and a call may cross.
+impl Gateway {
+    /// The upstream connection of a flow is open.
+    pub fn connected(&mut self, now: Duration, id: FlowId) {
+        let Some(flow) = self.tcp.flows.get_mut(&id) else {
+            return;
+        };
+        let Stage::Connecting { syn } = &flow.stage else {
+            return;
+        };
+        // Every stack gets a seed of its own: sequence numbers of one flow say
+        // nothing about those of the next.
+        let seed = mix(self.config.seed ^ mix(id.0));
+        let limits = self.config.limits;
+        let left = limits.tcp_memory.saturating_sub(self.tcp.memory);
+        let buffer = limits.tcp_buffer.min(left / SHARE).max(MIN_BUFFER);
+        self.tcp.memory += 2 * buffer;
+        let mut stack = Stack::new(now, flow.ends.1, buffer, seed, &mut self.outbox);
+        stack.receive(now, syn, &mut self.outbox);
+        flow.told.wants_room = true;
+        flow.stage = Stage::Open(Box::new(stack));
+        self.timers.set(id, None);
+        self.tcp.mark_ready(id);
+    }
+
+    /// The upstream connection of a flow could not be opened: the guest hears so
+    /// in the way in which it would have heard it from the network.
+    pub fn connect_failed(&mut self, now: Duration, id: FlowId, error: ConnectError) {
+        let Some(flow) = self.tcp.flows.get(&id) else {
+            return;
+        };
+        let Stage::Connecting { syn } = &flow.stage else {
+            return;
+        };
+        let kind = match flow.ends.0 {
+            SocketAddr::V4(_) => EthernetProtocol::Ipv4,
+            SocketAddr::V6(_) => EthernetProtocol::Ipv6,
+        };
+        // It was parsed before it was kept.
+        if let Ok(packet) = Packet::parse(kind, syn)
+            && let Ok(segment) = TcpPacket::new_checked(packet.payload)
+        {
+            use {Icmpv4DstUnreachable as V4, Icmpv6DstUnreachable as V6};
+            let out = &mut self.outbox;
+            match error {
+                ConnectError::Refused => out.reset(&packet, &segment),
+                ConnectError::NetworkUnreachable => {
+                    out.unreachable(&packet, V4::NetUnreachable, V6::NoRoute);
+                }
+                ConnectError::HostUnreachable => {
+                    out.unreachable(&packet, V4::HostUnreachable, V6::AddrUnreachable);
+                }
+                ConnectError::TimedOut => {}
+            }
+        }
+        self.remove_tcp(now, id, Ended::NotConnected);
+    }
+
+    /// Hands the guest's bytes to `take`, which says how many it took. Returns
+    /// that number; call again until it is 0.
+    pub fn read(&mut self, id: FlowId, take: impl FnOnce(&[u8]) -> usize) -> usize {
+        let Some((socket, told)) = self.tcp.open(id) else {
+            return 0;
+        };
+        if told.unjudged.is_some() || told.denied {
+            return 0;
+        }
+        let taken = socket.recv(|bytes| {
+            let taken = if bytes.is_empty() { 0 } else { take(bytes) };
+            let taken = taken.min(bytes.len());
+            (taken, taken)
+        });
+        let taken = taken.unwrap_or(0);
+        told.sent += taken as u64;
+        told.readable = socket.recv_queue() > 0;
+        if taken > 0 {
+            // The window opened; or the last byte before the end was read.
+            self.tcp.mark_ready(id);
+        }
+        taken
+    }
+
+    /// Lets `fill` write bytes for the guest; it says how many it wrote. Returns
+    /// that number; call again until it is 0, which is either `fill`'s answer or
+    /// means that there is no room.
+    pub fn write(&mut self, id: FlowId, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        let Some((socket, told)) = self.tcp.open(id) else {
+            return 0;
+        };
+        let written = if socket.can_send() {
+            socket.send(|room| {
+                let written = fill(room).min(room.len());
+                (written, written)
+            })
+        } else {
+            Ok(0)
+        };
+        let written = written.unwrap_or(0);
+        told.received += written as u64;
+        told.wants_room = !socket.can_send();
+        if written > 0 {
+            self.tcp.mark_ready(id);
+        }
+        written
+    }
+
+    /// The upstream will send no more.
+    pub fn finish(&mut self, id: FlowId) {
+        if let Some((socket, told)) = self.tcp.open(id) {
+            told.finished = true;
+            socket.close();
+            self.tcp.mark_ready(id);
+        }
+    }
+
+    /// The upstream cut the connection off.
+    pub fn reset(&mut self, now: Duration, id: FlowId) {
+        if let Some((socket, told)) = self.tcp.open(id) {
+            socket.abort();
+            told.cut_off = true;
+            self.tcp.mark_ready(id);
+        } else if self.tcp.contains(id) {
+            self.connect_failed(now, id, ConnectError::Refused);
+        }
+    }
+}
+
+impl Gateway {
+    pub(super) fn handle_tcp(&mut self, now: Duration, packet: &Packet<'_>) {
+        let Ok(segment) = TcpPacket::new_checked(packet.payload) else {
+            return self.events.dropped(DropReason::Malformed);
+        };
+        let (from, to) = (packet.source, packet.destination);
+        let checks = ChecksumCapabilities::default();
+        if TcpRepr::parse(&segment, &from.into(), &to.into(), &checks).is_err() {
+            return self.events.dropped(DropReason::Malformed);
+        }
+        let ends = (
+            SocketAddr::new(from, segment.src_port()),
+            SocketAddr::new(to, segment.dst_port()),
+        );
+        let opens = segment.syn() && !segment.ack() && !segment.rst();
+        let known = self.tcp.ids.get(&ends).copied();
+        let known = known.filter(|id| !(opens && self.lingers(now, *id)));
+        match known {
+            Some(id) => self.feed(now, id, packet.bytes, segment.rst()),
+            None if opens => self.open_tcp(now, ends, packet, &segment),
+            None => self.outbox.reset(packet, &segment),
+        }
+    }
+
+    /// Makes way for a new flow if the old one between the same ends is over and
+    /// only waits for stray segments (RFC 9293, 3.6.1).
+    fn lingers(&mut self, now: Duration, id: FlowId) -> bool {
+        let ended = self.tcp.over(id);
+        if let Some(ended) = ended {
+            self.remove_tcp(now, id, ended);
+        }
+        ended.is_some()
+    }
+
+    fn open_tcp(
+        &mut self,
+        now: Duration,
+        ends: Ends,
+        packet: &Packet<'_>,
+        segment: &TcpPacket<&[u8]>,
+    ) {
+        let id = self.new_flow();
+        let facts = self.facts(policy::Transport::Tcp(ends.1.port()), ends.1.ip());
+        let Some(verdict) = self.judge(id, facts) else {
+            return self.outbox.reset(packet, segment);
+        };
+        if self.tcp.len() >= self.config.limits.tcp_flows {
+            self.events.dropped(DropReason::TooManyFlows);
+            return self.outbox.reset(packet, segment);
+        }
+        let syn = packet.bytes.into();
+        let flow = TcpFlow {
+            ends,
+            stage: Stage::Connecting { syn },
+            opened: now,
+            told: Told {
+                unjudged: verdict.inspect.then_some(facts),
+                ..Told::default()
+            },
+        };
+        self.tcp.flows.insert(id, flow);
+        self.tcp.ids.insert(ends, id);
+        self.timers.set(id, Some(now + CONNECT_TIMEOUT));
+        let to = self.dial(ends.1.ip(), ends.1.port());
+        self.actions.push_back(Action::Connect { flow: id, to });
+    }
+
+    /// Gives a packet to the flow it belongs to.
+    fn feed(&mut self, now: Duration, id: FlowId, packet: &[u8], reset: bool) {
+        let Some(flow) = self.tcp.flows.get_mut(&id) else {
+            return;
+        };
+        match &mut flow.stage {
+            // A guest that gives up before the answer; it repeats its SYN otherwise.
+            Stage::Connecting { .. } if reset => self.remove_tcp(now, id, Ended::Reset),
+            Stage::Connecting { .. } => {}
+            Stage::Open(stack) => {
+                stack.receive(now, packet, &mut self.outbox);
+                flow.told.silent_since = None;
+                flow.told.settled = false;
+                self.tcp.mark_ready(id);
+                self.notice(id);
+            }
+        }
+    }
+
+    /// A flow's deadline has come.
+    pub(super) fn tcp_due(&mut self, now: Duration, id: FlowId) {
+        match self.tcp.flows.get(&id).map(|flow| &flow.stage) {
+            Some(Stage::Connecting { .. }) => self.remove_tcp(now, id, Ended::NotConnected),
+            Some(Stage::Open(_)) => self.tcp.mark_ready(id),
+            None => {}
+        }
+    }
+
+    /// Lets the next flow make a frame; false when no flow is left that might.
+    pub(super) fn serve_tcp(&mut self, now: Duration) -> bool {
+        let Some(id) = self.tcp.ready.pop_front() else {
+            return false;
+        };
+        let Some(flow) = self.tcp.flows.get_mut(&id) else {
+            return true;
+        };
+        flow.told.ready = false;
+        let Stage::Open(stack) = &mut flow.stage else {
+            return true;
+        };
+        if stack.owed() {
+            let since = *flow.told.silent_since.get_or_insert(now);
+            if now.saturating_sub(since) >= SILENCE {
+                stack.socket().abort();
+                flow.told.cut_off = true;
+            }
+        } else {
+            flow.told.silent_since = None;
+        }
+        // In this state the stack has at most one acknowledgement to send. It is
+        // not asked again: it would throw away what the driver has not read.
+        let waiting = stack.socket().state() == State::TimeWait;
+        if !flow.told.settled && stack.transmit(now, &mut self.outbox) {
+            self.tcp.mark_ready(id);
+        } else {
+            flow.told.settled = waiting;
+        }
+        self.notice(id);
+        let quiet = self.tcp.flows.get(&id).is_some_and(|flow| !flow.told.ready);
+        if !quiet {
+            return true;
+        }
+        if let Some(ended) = self.tcp.over(id) {
+            self.remove_tcp(now, id, ended);
+        } else if let Some(flow) = self.tcp.flows.get_mut(&id)
+            && let Stage::Open(stack) = &mut flow.stage
+        {
+            let settled = flow.told.settled;
+            let deadline = if settled { None } else { stack.deadline(now) };
+            self.timers.set(id, deadline);
+        }
+        true
+    }
+
+    /// Judges what the client claims, once that can be read.
+    fn examine(&mut self, id: FlowId) {
+        let Some((socket, told)) = self.tcp.open(id) else {
+            return;
+        };
+        let Some(facts) = told.unjudged else {
+            return;
+        };
+        let waiting = socket.recv_queue();
+        let more_may_come = matches!(
+            socket.state(),
+            State::SynReceived | State::Established | State::FinWait1 | State::FinWait2
+        );
+        let claimed = match claim::examine(socket.peek(claim::MAX_EXAMINED).unwrap_or(&[])) {
+            Claimed::Partial if more_may_come => return,
+            // A client that ends without a word asks for nothing.
+            Claimed::Partial if waiting == 0 => {
+                told.unjudged = None;
+                return;
+            }
+            Claimed::Partial => Claimed::Absent,
+            claimed => claimed,
+        };
+        let claim = match &claimed {
+            Claimed::Name(name) => Claim::Name(name),
+            Claimed::Foreign if !facts.transport.must_claim() => Claim::None,
+            _ => Claim::Absent,
+        };
+        let bound = &[];
+        let verdict = self.config.policy.decide(&facts, &Names { bound, claim });
+        told.unjudged = None;
+        told.denied = verdict.action == policy::Action::Deny;
+        if told.denied {
+            socket.abort();
+        }
+        let denied = told.denied;
+        self.events.push(Event::Decided {
+            flow: (!denied).then_some(id),
+            facts,
+            claim: match claimed {
+                Claimed::Name(name) => Some(name),
+                _ => None,
+            },
+            verdict,
+            refusal: None,
+        });
+        self.tcp.mark_ready(id);
+    }
+
+    /// Tells the driver what became possible.
+    fn notice(&mut self, id: FlowId) {
+        self.examine(id);
+        let Some((socket, told)) = self.tcp.open(id) else {
+            return;
+        };
+        let held_back = told.unjudged.is_some() || told.denied;
+        let actions = &mut self.actions;
+        if socket.can_recv() && !told.readable && !held_back {
+            told.readable = true;
+            actions.push_back(Action::Readable(id));
+        }
+        told.guest_ended |= matches!(
+            socket.state(),
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        );
+        if told.guest_ended && socket.recv_queue() == 0 && !told.shutdown && !told.denied {
+            told.shutdown = true;
+            actions.push_back(Action::Shutdown(id));
+        }
+        if told.wants_room && socket.can_send() {
+            told.wants_room = false;
+            actions.push_back(Action::Writable(id));
+        }
+    }
+
+    fn remove_tcp(&mut self, now: Duration, id: FlowId, ended: Ended) {
+        let Some(flow) = self.tcp.flows.remove(&id) else {
+            return;
+        };
+        self.tcp.ids.remove(&flow.ends);
+        if let Stage::Open(stack) = &flow.stage {
+            self.tcp.memory -= 2 * stack.buffer;
+        }
+        self.timers.set(id, None);
+        let reset = ended != Ended::Finished;
+        self.actions.push_back(Action::Close { flow: id, reset });
+        self.events.push(Event::Closed {
+            flow: id,
+            ended,
+            sent: flow.told.sent,
+            received: flow.told.received,
+            duration: now.saturating_sub(flow.opened),
+        });
+    }
+}
+
+/// Spreads a number over 64 bits (the finalizer of splitmix64).
+fn mix(number: u64) -> u64 {
+    let mut bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}

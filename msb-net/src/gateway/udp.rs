@@ -1,0 +1,156 @@
+//! UDP flows: a pair of ends that have exchanged datagrams lately.
+//!
+//! Read RFC 768, and RFC 4787 for what applications expect of a translator: one
+//! host socket per flow, kept for two minutes (REQ-5) after the last datagram in
+//! either direction.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{UdpPacket, UdpRepr};
+
+use super::event::{DropReason, Ended, Event};
+use super::packet::Packet;
+use super::{Action, FlowId, Gateway, MAX_ACTIONS, policy};
+
+/// How long a flow is kept after its last datagram.
+const IDLE: Duration = Duration::from_secs(120);
+
+type Ends = (SocketAddr, SocketAddr);
+
+/// All UDP flows.
+#[derive(Default)]
+pub(super) struct UdpTable {
+    flows: HashMap<FlowId, UdpFlow>,
+    ids: HashMap<Ends, FlowId>,
+    /// When each flow was last used.
+    used: BTreeSet<(Duration, FlowId)>,
+}
+
+struct UdpFlow {
+    ends: Ends,
+    opened: Duration,
+    used: Duration,
+    sent: u64,
+    received: u64,
+}
+
+impl UdpTable {
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Notes that a flow is in use.
+    fn touch(&mut self, now: Duration, id: FlowId) -> Option<&mut UdpFlow> {
+        let flow = self.flows.get_mut(&id)?;
+        self.used.remove(&(flow.used, id));
+        self.used.insert((now, id));
+        flow.used = now;
+        Some(flow)
+    }
+}
+
+impl Gateway {
+    /// A datagram came for a flow. Does nothing when the flow is gone.
+    pub fn datagram(&mut self, now: Duration, id: FlowId, payload: &[u8]) {
+        let Some(flow) = self.udp.touch(now, id) else {
+            return;
+        };
+        flow.received += payload.len() as u64;
+        let (guest, far) = flow.ends;
+        if !self.outbox.datagram(far, guest, payload) {
+            self.events.dropped(DropReason::TooBig);
+        }
+    }
+
+    pub(super) fn handle_udp(&mut self, now: Duration, packet: &Packet<'_>) {
+        let (from, to) = (packet.source, packet.destination);
+        let checks = ChecksumCapabilities::default();
+        let parsed = UdpPacket::new_checked(packet.payload).and_then(|datagram| {
+            let repr = UdpRepr::parse(&datagram, &from.into(), &to.into(), &checks)?;
+            Ok((repr, datagram))
+        });
+        let Ok((ports, datagram)) = parsed else {
+            return self.events.dropped(DropReason::Malformed);
+        };
+        let ends = (
+            SocketAddr::new(from, ports.src_port),
+            SocketAddr::new(to, ports.dst_port),
+        );
+        let id = match self.udp.ids.get(&ends) {
+            Some(id) => *id,
+            None => match self.open_udp(now, ends) {
+                Some(id) => id,
+                None => return self.outbox.prohibited(packet),
+            },
+        };
+        if self.actions.len() >= MAX_ACTIONS {
+            return self.events.dropped(DropReason::Overload);
+        }
+        let payload = datagram.payload().to_vec();
+        if let Some(flow) = self.udp.touch(now, id) {
+            flow.sent += payload.len() as u64;
+        }
+        let to = self.dial(to, ports.dst_port);
+        self.actions.push_back(Action::Send {
+            flow: id,
+            to,
+            payload,
+        });
+    }
+
+    fn open_udp(&mut self, now: Duration, ends: Ends) -> Option<FlowId> {
+        let id = self.new_flow();
+        let facts = self.facts(policy::Transport::Udp(ends.1.port()), ends.1.ip());
+        self.judge(id, facts)?;
+        if self.udp.len() >= self.config.limits.udp_flows
+            && let Some(&(_, idlest)) = self.udp.used.first()
+        {
+            self.remove_udp(now, idlest, Ended::Evicted);
+        }
+        let flow = UdpFlow {
+            ends,
+            opened: now,
+            used: now,
+            sent: 0,
+            received: 0,
+        };
+        self.udp.flows.insert(id, flow);
+        self.udp.ids.insert(ends, id);
+        self.udp.used.insert((now, id));
+        self.timers.set(id, Some(now + IDLE));
+        Some(id)
+    }
+
+    /// A flow's deadline has come; it may have been used since it was set.
+    pub(super) fn udp_due(&mut self, now: Duration, id: FlowId) {
+        let Some(flow) = self.udp.flows.get(&id) else {
+            return;
+        };
+        let deadline = flow.used + IDLE;
+        if deadline <= now {
+            self.remove_udp(now, id, Ended::Idle);
+        } else {
+            self.timers.set(id, Some(deadline));
+        }
+    }
+
+    fn remove_udp(&mut self, now: Duration, id: FlowId, ended: Ended) {
+        let Some(flow) = self.udp.flows.remove(&id) else {
+            return;
+        };
+        self.udp.ids.remove(&flow.ends);
+        self.udp.used.remove(&(flow.used, id));
+        self.timers.set(id, None);
+        self.actions.push_back(Action::Forget(id));
+        self.events.push(Event::Closed {
+            flow: id,
+            ended,
+            sent: flow.sent,
+            received: flow.received,
+            duration: now.saturating_sub(flow.opened),
+        });
+    }
+}

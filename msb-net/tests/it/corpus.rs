@@ -1,0 +1,58 @@
+//! Replays the committed fuzz seeds.
+
+use std::path::Path;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let seeds = std::fs::read_dir(corpus.join(target)).expect("the corpus is there");
+    let mut replayed = 0;
+    for seed in seeds {
+        run(&std::fs::read(seed.expect("an entry").path()).expect("a seed"));
+        replayed += 1;
+    }
+    assert!(replayed > 0, "{target} has no seeds");
+}
+
+#[test]
+fn policy_text() {
+    replay("policy_text", msb_net::fuzzing::policy_text);
+}
+
+#[test]
+fn claim() {
+    replay("claim", msb_net::fuzzing::claim);
+}
+
+#[test]
+fn gateway_frames() {
+    replay("gateway_frames", msb_net::fuzzing::gateway_frames);
+}
+
+/// Seeds that the first check throws out would replay nothing.
+#[test]
+fn the_frame_seeds_open_flows() {
+    use std::time::Duration;
+
+    use msb_net::gateway::{Config, Gateway};
+    use msb_net::policy::Policy;
+
+    for (seed, flows) in [
+        (
+            &include_bytes!("../../../fuzz/corpus/gateway_frames/syn-six")[..],
+            (6, 0),
+        ),
+        (
+            &include_bytes!("../../../fuzz/corpus/gateway_frames/udp")[..],
+            (0, 2),
+        ),
+    ] {
+        let mut gateway = Gateway::new(Config::new(Policy::allow_all(), 1));
+        let mut data = seed;
+        while let Some((&[high, low], rest)) = data.split_first_chunk() {
+            let (frame, rest) = rest.split_at(u16::from_be_bytes([high, low]).into());
+            gateway.handle_frame(Duration::ZERO, frame);
+            data = rest;
+        }
+        assert_eq!(gateway.flows(), flows);
+    }
+}
