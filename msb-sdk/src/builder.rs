@@ -1,0 +1,228 @@
+//! Describing a sandbox, and making it.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use msb_guest_agent::wire::FrameDecoder;
+use msb_oci::{Image, PullPolicy};
+use msb_vmm::Isolation;
+
+use crate::control::{self, FromSupervisor, Launch, Ready};
+use crate::error::Error;
+use crate::home::{GuestBundle, Home};
+use crate::image::Images;
+use crate::link::Link;
+use crate::progress::Progress;
+use crate::sandbox::Sandbox;
+use crate::spec::SandboxSpec;
+use crate::state::{self, SandboxDir};
+use crate::supervisor;
+
+type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Describes a sandbox. Everything but the image has a default.
+#[derive(Clone)]
+#[must_use = "a builder does nothing until create is called"]
+pub struct SandboxBuilder {
+    spec: SandboxSpec,
+    pull: PullPolicy,
+    home: Option<Home>,
+    progress: Option<OnProgress>,
+}
+
+impl SandboxBuilder {
+    pub(crate) fn new(name: String) -> Self {
+        let spec = SandboxSpec {
+            name,
+            image: String::new(),
+            cpus: 1,
+            memory_mib: 512,
+            disk_mib: None,
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            require_hardware: false,
+        };
+        Self {
+            spec,
+            pull: PullPolicy::Missing,
+            home: None,
+            progress: None,
+        }
+    }
+
+    /// The image, as container tools name it: `python:3.12`,
+    /// `localhost:5000/app@sha256:…`.
+    pub fn image(mut self, reference: impl Into<String>) -> Self {
+        self.spec.image = reference.into();
+        self
+    }
+
+    /// Virtual processors; 1 when not set.
+    pub fn cpus(mut self, count: u8) -> Self {
+        self.spec.cpus = count;
+        self
+    }
+
+    /// Guest memory in MiB; 512 when not set.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.spec.memory_mib = mib;
+        self
+    }
+
+    /// Keeps what the guest writes on a disk of this many MiB, sparse on the
+    /// host, instead of in guest memory.
+    pub fn disk_mib(mut self, mib: u32) -> Self {
+        self.spec.disk_mib = Some(mib);
+        self
+    }
+
+    /// Sets an environment variable for every program.
+    pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let key = key.into();
+        self.spec.env.retain(|(existing, _)| *existing != key);
+        self.spec.env.push((key, value.into()));
+        self
+    }
+
+    /// Working folder instead of the image's; made when it is missing.
+    pub fn workdir(mut self, path: impl Into<String>) -> Self {
+        self.spec.workdir = Some(path.into());
+        self
+    }
+
+    /// User instead of the image's: `name|uid[:group|gid]`.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.spec.user = Some(user.into());
+        self
+    }
+
+    /// When the registry is asked; [`PullPolicy::Missing`] when not set.
+    pub fn pull(mut self, policy: PullPolicy) -> Self {
+        self.pull = policy;
+        self
+    }
+
+    /// Refuses to start with weaker isolation.
+    pub fn min_isolation(mut self, level: Isolation) -> Self {
+        self.spec.require_hardware = level == Isolation::Hardware;
+        self
+    }
+
+    /// Where state lies; [`Home::from_env`] when not set.
+    pub fn home(mut self, home: Home) -> Self {
+        self.home = Some(home);
+        self
+    }
+
+    /// Is called with each step, from any thread.
+    pub fn on_progress(mut self, callback: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(callback));
+        self
+    }
+
+    /// Fetches the image if need be, starts the sandbox, and returns when
+    /// programs can be run in it. Must be called in a tokio runtime.
+    ///
+    /// The first start with some number of cpus and amount of memory boots a
+    /// guest to make a template from, which takes a second or two.
+    ///
+    /// # Errors
+    /// Wrong settings, an image that can't be had, a host that lacks something:
+    /// see [`Error`]. Nothing is left behind.
+    pub async fn create(self) -> Result<Sandbox, Error> {
+        // Fetching and starting are blocking work.
+        let (spec, image, socket, ready) =
+            tokio::task::spawn_blocking(move || self.create_blocking())
+                .await
+                .map_err(|error| Error::Supervisor {
+                    source: io::Error::other(error),
+                })??;
+        let link = Link::start(socket)?;
+        Ok(Sandbox {
+            spec,
+            image,
+            link,
+            report: ready.into(),
+        })
+    }
+
+    fn create_blocking(self) -> Result<(SandboxSpec, Image, UnixStream, Ready), Error> {
+        self.spec.validate()?;
+        let home = match self.home {
+            Some(home) => home,
+            None => Home::from_env()?,
+        };
+        let bundle = GuestBundle::find(&home)?;
+        let progress = self.progress.unwrap_or_else(|| Arc::new(|_| {}));
+        let image = Images::open(&home)?.pull_blocking(&self.spec.image, self.pull, &|event| {
+            progress(Progress::Pull(event));
+        })?;
+        state::sweep(&home);
+        let dir = SandboxDir::create(&home, &self.spec.name)?;
+        let launch = Launch {
+            spec: self.spec.clone(),
+            image: image.digest().to_string(),
+            home: home.path().to_owned(),
+            kernel: bundle.kernel,
+            initramfs: bundle.initramfs,
+        };
+        let mut socket = supervisor::spawn(&dir)?;
+        let started = control::send_launch(&mut socket, &launch)
+            .map_err(|source| Error::Supervisor { source })
+            .and_then(|()| await_ready(&mut socket, &*progress));
+        match started {
+            Ok(ready) => Ok((self.spec, image, socket, ready)),
+            Err(error) => {
+                // The supervisor removes the folder, unless it was killed.
+                drop((socket, dir));
+                state::sweep(&home);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for SandboxBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SandboxBuilder")
+            .field("spec", &self.spec)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Passes progress on until the supervisor is ready or has failed.
+fn await_ready(socket: &mut UnixStream, progress: &dyn Fn(Progress)) -> Result<Ready, Error> {
+    let mut decoder = FrameDecoder::new();
+    // Nothing but what the supervisor says comes before the first request.
+    let mut chunk = [0; 4096];
+    loop {
+        while let Some(frame) = decoder.next_frame().map_err(|_| protocol())? {
+            match control::decode(&frame).ok_or_else(protocol)? {
+                FromSupervisor::Progress(step) => progress(Progress::Vm(step)),
+                FromSupervisor::Ready(ready) => return Ok(ready),
+                FromSupervisor::Failed { reason, hint } => {
+                    return Err(Error::Start { reason, hint });
+                }
+                FromSupervisor::Ended { .. } => return Err(protocol()),
+            }
+        }
+        match socket.read(&mut chunk) {
+            Ok(0) => {
+                return Err(Error::gone(
+                    "its supervisor ended before the guest was ready",
+                ));
+            }
+            Ok(count) => decoder.extend(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(Error::Supervisor { source }),
+        }
+    }
+}
+
+fn protocol() -> Error {
+    Error::Supervisor {
+        source: io::Error::new(io::ErrorKind::InvalidData, "its answer makes no sense"),
+    }
+}

@@ -1,0 +1,180 @@
+//! What the SDK and a sandbox's supervisor say to each other.
+//!
+//! They share one socket with the guest's streams: these messages are JSON in
+//! control frames, everything else belongs to the agent protocol and is passed
+//! on. A control frame of the guest never reaches the SDK, so that a guest
+//! can't speak for its supervisor.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use msb_guest_agent::wire::{Frame, Kind, StreamId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::progress::VmStep;
+use crate::spec::SandboxSpec;
+
+/// From the SDK to the supervisor, after the [`Launch`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToSupervisor {
+    /// Shut the guest down in order; kill it after the grace period.
+    Stop {
+        /// How long programs have to end themselves.
+        grace_ms: u32,
+    },
+}
+
+/// What to start: everything the supervisor needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) spec: SandboxSpec,
+    /// Digest of the image's manifest: what the reference meant to the caller.
+    pub(crate) image: String,
+    pub(crate) home: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+/// From the supervisor to the SDK.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromSupervisor {
+    /// What is being done.
+    Progress(VmStep),
+    /// The guest is configured; programs can be run.
+    Ready(Ready),
+    /// The sandbox could not be started. Nothing follows.
+    Failed {
+        reason: String,
+        hint: Option<String>,
+    },
+    /// The sandbox has ended and is cleaned up. Nothing follows.
+    Ended {
+        /// Why, in words.
+        reason: String,
+        /// Whether that is what was asked for.
+        asked: bool,
+    },
+}
+
+/// How the start went.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    pub(crate) engine: String,
+    pub(crate) hardware: bool,
+    pub(crate) vmm_pid: u32,
+    /// From the VMM's start to the agent's first answer.
+    pub(crate) agent: Duration,
+    /// From the agent's first answer to a configured guest.
+    pub(crate) configured: Duration,
+}
+
+/// The longest launch message, in bytes: more environment than a kernel takes.
+const MAX_LAUNCH: usize = 8 << 20;
+
+/// The most of a reason that is passed on, in bytes. Some of it may be the guest's words.
+const MAX_REASON: usize = 4 << 10;
+
+/// Sends the launch message: its length as u32 LE, then JSON. It comes before all
+/// frames, because an environment may be longer than one.
+pub(crate) fn send_launch(socket: &mut impl Write, launch: &Launch) -> io::Result<()> {
+    let json = serde_json::to_vec(launch)?;
+    if json.len() > MAX_LAUNCH {
+        let reason = "the sandbox's environment is too long";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    socket.write_all(&(json.len() as u32).to_le_bytes())?;
+    socket.write_all(&json)
+}
+
+/// Reads the launch message, and not a byte more than it.
+pub(crate) fn receive_launch(socket: &mut impl Read) -> io::Result<Launch> {
+    let mut length = [0; 4];
+    socket.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_LAUNCH {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut json = vec![0; length];
+    socket.read_exact(&mut json)?;
+    Ok(serde_json::from_slice(&json)?)
+}
+
+/// A reason, cut so that its message fits into a frame whatever is escaped in it.
+pub(crate) fn cut(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
+    reason
+}
+
+/// A message as a frame on the control stream.
+pub(crate) fn encode<T: Serialize>(message: &T) -> BytesMut {
+    let json = serde_json::to_vec(message).expect("messages of plain data can be encoded");
+    let frame = Frame::new(Kind::Control, StreamId::CONTROL, Bytes::from(json))
+        .expect("control messages are far shorter than a frame");
+    let mut out = BytesMut::with_capacity(frame.encoded_len());
+    frame.encode(&mut out);
+    out
+}
+
+/// Reads a message from a frame of the control stream.
+pub(crate) fn decode<T: DeserializeOwned>(frame: &Frame) -> Option<T> {
+    if frame.kind != Kind::Control {
+        return None;
+    }
+    serde_json::from_slice(&frame.payload).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msb_guest_agent::wire::FrameDecoder;
+
+    #[test]
+    fn messages_survive_the_way() {
+        let mut decoder = FrameDecoder::new();
+        decoder.extend(&encode(&ToSupervisor::Stop { grace_ms: 7 }));
+        let frame = decoder.next_frame().expect("frame").expect("whole");
+        assert!(matches!(
+            decode(&frame),
+            Some(ToSupervisor::Stop { grace_ms: 7 })
+        ));
+        assert!(decode::<FromSupervisor>(&frame).is_none());
+    }
+
+    #[test]
+    fn a_long_environment_reaches_the_supervisor() {
+        let value = "x".repeat(300_000);
+        let launch = Launch {
+            spec: crate::spec::SandboxSpec {
+                name: "demo".into(),
+                image: "busybox".into(),
+                cpus: 1,
+                memory_mib: 512,
+                disk_mib: None,
+                env: vec![("BIG".into(), value.clone())],
+                workdir: None,
+                user: None,
+                require_hardware: false,
+            },
+            image: String::new(),
+            home: "/".into(),
+            kernel: "/".into(),
+            initramfs: "/".into(),
+        };
+        let mut sent = Vec::new();
+        send_launch(&mut sent, &launch).expect("send");
+        sent.extend_from_slice(b"the rest");
+        let mut socket = sent.as_slice();
+        let received = receive_launch(&mut socket).expect("receive");
+        assert_eq!(received.spec.env, [("BIG".to_owned(), value)]);
+        assert_eq!(socket, b"the rest");
+    }
+
+    #[test]
+    fn the_longest_reason_fits_into_a_frame() {
+        let reason = cut("\0ä".repeat(100_000));
+        encode(&FromSupervisor::Failed { reason, hint: None });
+    }
+}

@@ -1,0 +1,143 @@
+//! What works on this host, what does not, and why.
+
+use msb_oci::Store;
+use msb_vmm::{Engine, EngineOptions, Isolation};
+
+use crate::home::{GuestBundle, Home};
+use crate::supervisor;
+
+/// How one thing stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// It works.
+    Good,
+    /// It does not, and there is something in its stead.
+    Limited,
+    /// It does not, and sandboxes can't run without it.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// What.
+    pub name: &'static str,
+    /// How it stands.
+    pub state: State,
+    /// One line of why.
+    pub detail: String,
+    /// What can be done about it.
+    pub hint: Option<String>,
+}
+
+/// Looks at everything that running a sandbox depends on.
+#[must_use]
+pub fn examine(home: &Home) -> Vec<Finding> {
+    let mut findings = vec![state_folder(home), guest(home)];
+    findings.extend(engine());
+    findings.push(disks());
+    findings
+}
+
+fn state_folder(home: &Home) -> Finding {
+    let name = "state";
+    match Store::open(home.path()) {
+        Ok(_) => good(name, home.path().display().to_string()),
+        Err(error) => missing(name, error.to_string(), error.hint()),
+    }
+}
+
+fn guest(home: &Home) -> Finding {
+    match GuestBundle::find(home) {
+        Ok(bundle) => good("guest", bundle.kernel.display().to_string()),
+        Err(error) => missing("guest", error.to_string(), error.hint()),
+    }
+}
+
+fn engine() -> [Finding; 2] {
+    let kvm = Engine::probe();
+    let hardware = if kvm.isolation() == Isolation::Hardware {
+        good("kvm", kvm.to_string())
+    } else {
+        limited("kvm", kvm.to_string(), None)
+    };
+    let mut options = EngineOptions::default();
+    options.kvm = Some(kvm);
+    let engine = match Engine::choose(options) {
+        Ok(engine) => {
+            let detail = format!(
+                "{} ({}), isolation: {}",
+                engine.kind(),
+                engine.program().display(),
+                engine.isolation()
+            );
+            good("engine", detail)
+        }
+        Err(error) => missing("engine", error.to_string(), error.hint().map(Into::into)),
+    };
+    [hardware, engine]
+}
+
+/// Disks are formatted by mke2fs; without one, changes stay in guest memory.
+fn disks() -> Finding {
+    let program = supervisor::mke2fs();
+    if program.is_absolute() {
+        good("disks", program.display().to_string())
+    } else {
+        let hint = "install e2fsprogs".to_owned();
+        limited(
+            "disks",
+            "mke2fs is missing: --disk can't be used".into(),
+            Some(hint),
+        )
+    }
+}
+
+fn good(name: &'static str, detail: String) -> Finding {
+    Finding {
+        name,
+        state: State::Good,
+        detail,
+        hint: None,
+    }
+}
+
+fn limited(name: &'static str, detail: String, hint: Option<String>) -> Finding {
+    Finding {
+        name,
+        state: State::Limited,
+        detail,
+        hint,
+    }
+}
+
+fn missing(name: &'static str, detail: String, hint: Option<String>) -> Finding {
+    Finding {
+        name,
+        state: State::Missing,
+        detail,
+        hint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_that_cannot_be_made_is_found_missing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").expect("write");
+        let home = Home::at(file.join("home")).expect("home");
+        let findings = examine(&home);
+        let state = findings
+            .iter()
+            .find(|finding| finding.name == "state")
+            .expect("state");
+        assert_eq!(state.state, State::Missing);
+        assert!(state.detail.contains("file"), "{}", state.detail);
+    }
+}

@@ -1,0 +1,187 @@
+//! What can go wrong, grouped by who can do something about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use msb_guest_agent::message::ExecError;
+
+/// Everything the SDK fails with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // --- the caller -------------------------------------------------------
+    /// A name that no sandbox can have.
+    #[error("{name:?} is not a name for a sandbox: {reason}")]
+    InvalidName {
+        /// The name as given.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A setting outside what a sandbox can have.
+    #[error("{setting} cannot be {value}: {reason}")]
+    InvalidSetting {
+        /// Which setting.
+        setting: &'static str,
+        /// Its value as given.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A sandbox of this name is running.
+    #[error("a sandbox named {name:?} is running already")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Nothing says what to run.
+    #[error("the image {image} names no command to run")]
+    NoCommand {
+        /// The image's reference.
+        image: String,
+    },
+    /// This program can't be its sandboxes' supervisor.
+    #[error("no program can supervise the sandbox")]
+    NoSupervisor,
+
+    // --- the host ---------------------------------------------------------
+    /// No place for state is known.
+    #[error("there is no folder for msb's state: neither MSB_HOME nor HOME is set")]
+    NoHome,
+    /// The state folder can't be used.
+    #[error("cannot use {}", path.display())]
+    Home {
+        /// The folder or file concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The guest's kernel or initramfs is not there.
+    #[error(
+        "the guest kernel and initramfs are not built or not installed; looked in {}",
+        list(searched)
+    )]
+    NoGuest {
+        /// Where they were looked for.
+        searched: Vec<PathBuf>,
+    },
+    /// The supervisor process could not be started or reached.
+    #[error("cannot start the sandbox's supervisor")]
+    Supervisor {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The virtual machine did not start. The reason comes from the supervisor.
+    #[error("cannot start the sandbox: {reason}")]
+    Start {
+        /// Why.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+
+    // --- registries and images --------------------------------------------
+    /// The image could not be had.
+    #[error(transparent)]
+    Image(#[from] msb_oci::Error),
+
+    // --- the guest --------------------------------------------------------
+    /// The program did not start in the guest.
+    #[error("cannot run it in the sandbox: {reason}")]
+    Exec {
+        /// The program's name as given.
+        program: String,
+        /// Why.
+        reason: ExecError,
+    },
+    /// The program wrote more than can be collected.
+    #[error("the program wrote more than {max} bytes")]
+    OutputTooLong {
+        /// The most that is collected.
+        max: usize,
+    },
+    /// The sandbox ended while something waited for it.
+    #[error("the sandbox ended: {reason}")]
+    Gone {
+        /// Why, as far as it is known.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, when there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::InvalidName { .. } => {
+                "use 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+            }
+            Self::NameTaken { .. } => "choose another name, or stop that sandbox first",
+            Self::NoCommand { .. } => "give one after `--`",
+            Self::NoSupervisor => {
+                "call msb_sdk::supervisor_hook() first thing in main, or install msb on PATH"
+            }
+            Self::OutputTooLong { .. } => "read its output as it comes, with exec_with",
+            Self::NoHome => "set MSB_HOME to a folder that you may write to",
+            Self::Home { source, .. } => return home_hint(source),
+            Self::NoGuest { .. } => {
+                "run `cargo xtask guest`, or set MSB_GUEST to the folder that holds vmlinux"
+            }
+            Self::Start { hint, .. } => return hint.clone(),
+            Self::Image(error) => return error.hint(),
+            Self::Exec { reason, .. } => return reason.hint().map(Into::into),
+            Self::InvalidSetting { .. } | Self::Supervisor { .. } | Self::Gone { .. } => {
+                return None;
+            }
+        };
+        Some(text.to_owned())
+    }
+
+    /// The exit code that container tools give this failure: 127 for a program
+    /// that is not there, 126 for one that can't be executed, 125 otherwise.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Exec { reason, .. } => exec_exit_code(reason),
+            _ => 125,
+        }
+    }
+
+    pub(crate) fn gone(reason: impl Into<String>) -> Self {
+        Self::Gone {
+            reason: reason.into(),
+        }
+    }
+}
+
+fn exec_exit_code(reason: &ExecError) -> u8 {
+    match reason {
+        ExecError::NotFound { .. } => 127,
+        ExecError::NotExecutable { .. } => 126,
+        _ => 125,
+    }
+}
+
+fn home_hint(source: &io::Error) -> Option<String> {
+    let text = match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "make it writable for this user, or set MSB_HOME to another folder"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space (`msb image rm`), or set MSB_HOME to a folder on another disk"
+        }
+        io::ErrorKind::NotADirectory => {
+            "a file is in the way; remove it or set MSB_HOME to another folder"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let shown: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    shown.join(", ")
+}

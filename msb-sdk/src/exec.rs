@@ -1,0 +1,353 @@
+//! Running programs in a sandbox.
+
+use std::ffi::OsString;
+
+use bytes::Bytes;
+use msb_guest_agent::message::{
+    ByteString, ExecError, ExecRequest, ExitStatus, Request, Signal, StreamCommand, StreamEvent,
+    TtySize,
+};
+use msb_guest_agent::wire::{Channel, StreamId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::Error;
+use crate::link::{Ask, Item, Link};
+
+/// The most output that [`Output`] collects, each of stdout and stderr, in
+/// bytes. The guest decides how much it writes; a caller that wants more reads
+/// it from an [`ExecHandle`] as it comes.
+const MAX_COLLECTED: usize = 64 << 20;
+
+/// What to run and how.
+#[derive(Clone, Debug, Default)]
+pub struct ExecOptions {
+    request: ExecRequest,
+}
+
+impl ExecOptions {
+    /// A program with its arguments. Without a slash in it, the program is
+    /// looked for on the guest's `PATH`. There is no shell.
+    pub fn new<A: Into<OsString>>(
+        program: impl Into<OsString>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let words = std::iter::once(program.into()).chain(args.into_iter().map(Into::into));
+        let argv = words.map(ByteString::from).collect();
+        Self {
+            request: ExecRequest {
+                argv,
+                ..ExecRequest::default()
+            },
+        }
+    }
+
+    /// Adds an environment variable on top of the sandbox's.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.request.env.push(format!("{key}={value}").into());
+        self
+    }
+
+    /// Working folder instead of the sandbox's.
+    #[must_use]
+    pub fn cwd(mut self, path: impl Into<OsString>) -> Self {
+        self.request.cwd = Some(path.into().into());
+        self
+    }
+
+    /// User instead of the sandbox's: `name|uid[:group|gid]`.
+    #[must_use]
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.request.user = Some(user.into());
+        self
+    }
+
+    /// Gives the program a terminal. Its output comes as stdout.
+    #[must_use]
+    pub fn tty(mut self, size: TtySize) -> Self {
+        self.request.tty = Some(size);
+        self
+    }
+
+    /// Gives the program a standard input to be fed by [`ExecHandle::stdin`].
+    /// Without it the program reads from `/dev/null`.
+    #[must_use]
+    pub fn stdin(mut self) -> Self {
+        self.request.stdin = true;
+        self
+    }
+
+    fn program(&self) -> String {
+        self.request
+            .argv
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
+}
+
+/// Something that a running program did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExecEvent {
+    /// It wrote to standard output, or to its terminal.
+    Stdout(Bytes),
+    /// It wrote to standard error.
+    Stderr(Bytes),
+    /// It ended; nothing follows.
+    Exited(ExitStatus),
+}
+
+/// A program that runs in a sandbox. Dropping the handle kills the program.
+#[derive(Debug)]
+pub struct ExecHandle {
+    link: Link,
+    stream: StreamId,
+    items: mpsc::UnboundedReceiver<Item>,
+    pid: u32,
+    over: bool,
+}
+
+impl ExecHandle {
+    /// Starts a program; returns when it runs.
+    pub(crate) async fn start(link: &Link, options: ExecOptions) -> Result<Self, Error> {
+        let program = options.program();
+        let (stream, items) = link.open(Request::Exec(options.request)).await?;
+        // From here on the stream is this handle's to give up.
+        let mut handle = Self {
+            link: link.clone(),
+            stream,
+            items,
+            pid: 0,
+            over: false,
+        };
+        match handle.items.recv().await {
+            Some(Item::Event(StreamEvent::Started { pid })) => {
+                handle.pid = pid;
+                Ok(handle)
+            }
+            Some(Item::Event(StreamEvent::Failed(reason))) => {
+                handle.over = true;
+                Err(Error::Exec { program, reason })
+            }
+            Some(_) => Err(Error::Exec {
+                program,
+                reason: ExecError::Invalid {
+                    reason: "the guest refused the request".into(),
+                },
+            }),
+            None => Err(link.gone().await),
+        }
+    }
+
+    /// Its process id in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits for the next event; `None` after [`ExecEvent::Exited`].
+    ///
+    /// Whoever does not call this stops the program when it has written some
+    /// hundred KiB, and nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the sandbox ended under the program.
+    pub async fn recv(&mut self) -> Result<Option<ExecEvent>, Error> {
+        while !self.over {
+            match self.items.recv().await {
+                Some(Item::Data(channel, data)) => {
+                    let (stream, len) = (self.stream, data.len());
+                    self.link.ask(Ask::Consumed {
+                        stream,
+                        channel,
+                        len,
+                    });
+                    return Ok(Some(match channel {
+                        Channel::Stderr => ExecEvent::Stderr(data),
+                        _ => ExecEvent::Stdout(data),
+                    }));
+                }
+                Some(Item::Event(StreamEvent::Exited(status))) => {
+                    self.over = true;
+                    return Ok(Some(ExecEvent::Exited(status)));
+                }
+                Some(Item::Event(_)) => {}
+                Some(Item::Reset) => {
+                    self.over = true;
+                    return Err(Error::gone("the guest gave the program up"));
+                }
+                None => {
+                    self.over = true;
+                    return Err(self.link.gone().await);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for the end and passes over output.
+    ///
+    /// # Errors
+    /// As [`ExecHandle::recv`].
+    pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
+        loop {
+            match self.recv().await? {
+                Some(ExecEvent::Exited(status)) => return Ok(status),
+                Some(_) => {}
+                None => return Err(Error::gone("the program's end was reported before")),
+            }
+        }
+    }
+
+    /// Waits for the end and collects output.
+    ///
+    /// # Errors
+    /// As [`ExecHandle::recv`], and [`Error::OutputTooLong`] above 64 MiB of
+    /// either output; the program is killed then.
+    pub async fn output(mut self) -> Result<Output, Error> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let collect = |into: &mut Vec<u8>, data: &Bytes| {
+            if into.len() + data.len() > MAX_COLLECTED {
+                return Err(Error::OutputTooLong { max: MAX_COLLECTED });
+            }
+            into.extend_from_slice(data);
+            Ok(())
+        };
+        loop {
+            match self.recv().await? {
+                Some(ExecEvent::Stdout(data)) => collect(&mut stdout, &data)?,
+                Some(ExecEvent::Stderr(data)) => collect(&mut stderr, &data)?,
+                Some(ExecEvent::Exited(status)) => {
+                    return Ok(Output {
+                        status,
+                        stdout,
+                        stderr,
+                    });
+                }
+                None => return Err(Error::gone("the program's end was reported before")),
+            }
+        }
+    }
+
+    /// The program's standard input, when [`ExecOptions::stdin`] asked for one.
+    /// May be used beside [`ExecHandle::recv`], in another task.
+    #[must_use]
+    pub fn stdin(&self) -> ExecStdin {
+        ExecStdin {
+            link: self.link.clone(),
+            stream: self.stream,
+        }
+    }
+
+    /// Sends a signal to the program's process group.
+    pub fn signal(&self, signal: Signal) {
+        self.command(StreamCommand::Signal {
+            signal,
+            group: true,
+        });
+    }
+
+    /// Tells the program's terminal its new size.
+    pub fn resize(&self, size: TtySize) {
+        self.command(StreamCommand::Resize(size));
+    }
+
+    fn command(&self, command: StreamCommand) {
+        self.link.ask(Ask::Command {
+            stream: self.stream,
+            command,
+        });
+    }
+}
+
+impl Drop for ExecHandle {
+    fn drop(&mut self) {
+        if !self.over {
+            self.link.ask(Ask::Reset {
+                stream: self.stream,
+            });
+        }
+    }
+}
+
+/// The writing end of a program's standard input.
+#[derive(Debug)]
+pub struct ExecStdin {
+    link: Link,
+    stream: StreamId,
+}
+
+impl ExecStdin {
+    /// Writes all of `data`; returns when the last of it is on its way, so
+    /// that a program that does not read slows its writer down.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the program has ended.
+    pub async fn write(&self, data: impl Into<Bytes>) -> Result<(), Error> {
+        let data = data.into();
+        if data.is_empty() {
+            return Ok(());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.link.ask(Ask::Send {
+            stream: self.stream,
+            data,
+            reply,
+        });
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::gone("the program has ended")))
+    }
+
+    /// Ends the input: the program reads end-of-file.
+    pub fn close(self) {
+        self.link.ask(Ask::Finish {
+            stream: self.stream,
+        });
+    }
+}
+
+/// What a program wrote, and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Output {
+    /// How it ended.
+    #[must_use]
+    pub fn status(&self) -> ExitStatus {
+        self.status
+    }
+
+    /// Standard output as text.
+    ///
+    /// # Errors
+    /// When it is not UTF-8; see [`Output::stdout_bytes`].
+    pub fn stdout(&self) -> Result<&str, std::str::Utf8Error> {
+        std::str::from_utf8(&self.stdout)
+    }
+
+    /// Standard error as text.
+    ///
+    /// # Errors
+    /// When it is not UTF-8; see [`Output::stderr_bytes`].
+    pub fn stderr(&self) -> Result<&str, std::str::Utf8Error> {
+        std::str::from_utf8(&self.stderr)
+    }
+
+    /// Standard output as it is.
+    #[must_use]
+    pub fn stdout_bytes(&self) -> &[u8] {
+        &self.stdout
+    }
+
+    /// Standard error as it is.
+    #[must_use]
+    pub fn stderr_bytes(&self) -> &[u8] {
+        &self.stderr
+    }
+}

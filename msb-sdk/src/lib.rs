@@ -1,0 +1,39 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # Parts
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`Sandbox`] | a running guest, and its [`SandboxBuilder`] |
+//! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
+//! | [`Images`] | the images of this host |
+//! | [`doctor`] | what works on this host |
+//! | [`Home`], [`GuestBundle`] | where things lie |
+#![forbid(unsafe_code)]
+
+mod builder;
+mod control;
+pub mod doctor;
+mod error;
+mod exec;
+mod home;
+mod image;
+mod link;
+mod progress;
+mod sandbox;
+mod spec;
+mod state;
+mod supervisor;
+
+pub use builder::SandboxBuilder;
+pub use error::Error;
+pub use exec::{ExecEvent, ExecHandle, ExecOptions, ExecStdin, Output};
+pub use home::{GuestBundle, Home};
+pub use image::Images;
+pub use msb_guest_agent::message::{ExecError, ExitStatus, Signal, TtySize};
+pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
+pub use msb_vmm::Isolation;
+pub use progress::{Progress, VmStep};
+pub use sandbox::{Sandbox, StartReport};
+pub use spec::SandboxSpec;
+pub use supervisor::hook as supervisor_hook;

@@ -1,0 +1,347 @@
+//! The creator's end of a running sandbox's socket: one task that owns the
+//! agent protocol's state, and handles that talk to it.
+//!
+//! Output of a stream waits in its channel until the handle takes it, which
+//! gives the guest new credit: a handle that nobody reads holds one window of
+//! output, and stops nobody else.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream as StdStream;
+
+use bytes::{Bytes, BytesMut};
+use msb_guest_agent::endpoint::{HostEndpoint, HostEvent};
+use msb_guest_agent::message::{Request, ResetCode, StreamCommand, StreamEvent};
+use msb_guest_agent::wire::{Channel, FrameDecoder, StreamId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::control::{self, FromSupervisor, ToSupervisor};
+use crate::error::Error;
+
+/// How much is read from the socket at once.
+const CHUNK: usize = 128 * 1024;
+
+/// How a sandbox ended.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) reason: String,
+    pub(crate) asked: bool,
+}
+
+/// What a stream's handle receives.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Data(Channel, Bytes),
+    Event(StreamEvent),
+    /// The guest gave the stream up.
+    Reset,
+}
+
+/// What handles ask of the task.
+pub(crate) enum Ask {
+    Open {
+        request: Box<Request>,
+        items: mpsc::UnboundedSender<Item>,
+        reply: oneshot::Sender<Result<StreamId, Error>>,
+    },
+    /// Bytes for stdin; answered when the last of them is on its way.
+    Send {
+        stream: StreamId,
+        data: Bytes,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Finish {
+        stream: StreamId,
+    },
+    Consumed {
+        stream: StreamId,
+        channel: Channel,
+        len: usize,
+    },
+    Command {
+        stream: StreamId,
+        command: StreamCommand,
+    },
+    Reset {
+        stream: StreamId,
+    },
+    Supervisor(ToSupervisor),
+    /// End the sandbox now.
+    HangUp,
+}
+
+/// A handle of the task. The sandbox ends when the last one is dropped: its
+/// socket closes.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    asks: mpsc::UnboundedSender<Ask>,
+    end: watch::Receiver<Option<End>>,
+}
+
+impl std::fmt::Debug for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ask")
+    }
+}
+
+impl Link {
+    /// Takes over a socket on which the supervisor has said that it is ready.
+    pub(crate) fn start(socket: StdStream) -> Result<Self, Error> {
+        let failed = |source| Error::Supervisor { source };
+        socket.set_nonblocking(true).map_err(failed)?;
+        let (read, write) = UnixStream::from_std(socket).map_err(failed)?.into_split();
+        let (asks, inbox) = mpsc::unbounded_channel();
+        let (end_sender, end) = watch::channel(None);
+        tokio::spawn(async move {
+            let task = Task {
+                endpoint: HostEndpoint::new(),
+                out: BytesMut::new(),
+                hang_up: false,
+                streams: HashMap::new(),
+            };
+            let how = task.run(read, write, inbox).await;
+            end_sender.send_replace(Some(how));
+        });
+        Ok(Self { asks, end })
+    }
+
+    /// Asks for something; when the sandbox has ended, nothing happens.
+    pub(crate) fn ask(&self, ask: Ask) {
+        let _ = self.asks.send(ask);
+    }
+
+    /// Opens a stream.
+    pub(crate) async fn open(
+        &self,
+        request: Request,
+    ) -> Result<(StreamId, mpsc::UnboundedReceiver<Item>), Error> {
+        let (items, inbox) = mpsc::unbounded_channel();
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Open {
+            request: Box::new(request),
+            items,
+            reply,
+        });
+        match answer.await {
+            Ok(stream) => Ok((stream?, inbox)),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
+    /// Waits until the sandbox has ended.
+    pub(crate) async fn ended(&self) -> End {
+        let mut end = self.end.clone();
+        match end.wait_for(Option::is_some).await {
+            Ok(end) => end.clone(),
+            Err(_) => None,
+        }
+        .unwrap_or(End {
+            reason: "its connection was given up".into(),
+            asked: false,
+        })
+    }
+
+    /// The error for whoever still wanted something.
+    pub(crate) async fn gone(&self) -> Error {
+        Error::gone(self.ended().await.reason)
+    }
+}
+
+struct Stream {
+    items: mpsc::UnboundedSender<Item>,
+    /// Stdin that has no credit yet.
+    waiting: Option<(Bytes, oneshot::Sender<Result<(), Error>>)>,
+    finish: bool,
+}
+
+struct Task {
+    endpoint: HostEndpoint,
+    /// What is being written: whole frames of the endpoint and of the supervisor's,
+    /// so that none gets into the middle of another.
+    out: BytesMut,
+    /// The sandbox is to end now: nothing more is written.
+    hang_up: bool,
+    streams: HashMap<StreamId, Stream>,
+}
+
+impl Task {
+    async fn run(
+        mut self,
+        mut read: OwnedReadHalf,
+        mut write: OwnedWriteHalf,
+        mut inbox: mpsc::UnboundedReceiver<Ask>,
+    ) -> End {
+        let mut decoder = FrameDecoder::new();
+        let mut frames = BytesMut::new();
+        loop {
+            decoder.buffer_mut().reserve(CHUNK);
+            if self.hang_up {
+                // Whatever is in the way of a message, the end of the connection is seen.
+                self.hang_up = false;
+                let _ = write.shutdown().await;
+            }
+            self.collect();
+            let writing = !self.out.is_empty();
+            tokio::select! {
+                count = read.read_buf(decoder.buffer_mut()) => {
+                    if !matches!(count, Ok(1..)) {
+                        return lost("its supervisor was killed");
+                    }
+                    while let Some(frame) = match decoder.next_frame() {
+                        Ok(frame) => frame,
+                        Err(error) => return lost(&error.to_string()),
+                    } {
+                        if frame.stream.is_control() {
+                            if let Some(FromSupervisor::Ended { reason, asked }) = control::decode(&frame) {
+                                return End { reason, asked };
+                            }
+                        } else {
+                            frame.encode(&mut frames);
+                        }
+                    }
+                    self.endpoint.handle_input(&frames);
+                    frames.clear();
+                    if let Err(error) = self.events() {
+                        return lost(&format!("the guest broke the protocol: {error}"));
+                    }
+                }
+                written = write.write_buf(&mut self.out), if writing => {
+                    if !matches!(written, Ok(1..)) {
+                        // The reading side learns why.
+                        self.out.clear();
+                    }
+                }
+                ask = inbox.recv() => match ask {
+                    Some(ask) => self.ask(ask),
+                    None => return lost("its last handle was dropped"),
+                }
+            }
+        }
+    }
+
+    fn events(&mut self) -> Result<(), msb_guest_agent::Error> {
+        while let Some(event) = self.endpoint.poll_event()? {
+            match event {
+                HostEvent::Data {
+                    stream,
+                    channel,
+                    data,
+                } => self.pass(stream, Item::Data(channel, data)),
+                HostEvent::Stream { stream, event } => self.pass(stream, Item::Event(event)),
+                HostEvent::Closed { stream, reset } => {
+                    if reset.is_some() {
+                        self.pass(stream, Item::Reset);
+                    }
+                    self.streams.remove(&stream);
+                }
+                HostEvent::Writable { stream } => self.feed(stream),
+                // The end of output comes as an event; control is the supervisor's.
+                HostEvent::Eof { .. } | HostEvent::Control(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, id: StreamId, item: Item) {
+        if let Some(stream) = self.streams.get(&id) {
+            // A handle that is gone has asked for a reset.
+            let _ = stream.items.send(item);
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::Open {
+                request,
+                items,
+                reply,
+            } => {
+                let opened = self.endpoint.open(&request);
+                if let Ok(id) = opened {
+                    self.streams.insert(
+                        id,
+                        Stream {
+                            items,
+                            waiting: None,
+                            finish: false,
+                        },
+                    );
+                }
+                let _ = reply.send(opened.map_err(|error| Error::gone(error.to_string())));
+            }
+            Ask::Send {
+                stream,
+                data,
+                reply,
+            } => match self.streams.get_mut(&stream) {
+                Some(state) => {
+                    state.waiting = Some((data, reply));
+                    self.feed(stream);
+                }
+                None => drop(reply.send(Err(Error::gone("the program has ended")))),
+            },
+            Ask::Finish { stream } => {
+                if let Some(state) = self.streams.get_mut(&stream) {
+                    state.finish = true;
+                    self.feed(stream);
+                }
+            }
+            Ask::Consumed {
+                stream,
+                channel,
+                len,
+            } => self.endpoint.consumed(stream, channel, len),
+            // A stream that is over needs no command.
+            Ask::Command { stream, command } => drop(self.endpoint.command(stream, &command)),
+            Ask::Reset { stream } => {
+                if self.streams.remove(&stream).is_some() {
+                    self.endpoint.reset(stream, ResetCode::Cancelled);
+                }
+            }
+            Ask::HangUp => self.hang_up = true,
+            Ask::Supervisor(message) => {
+                self.collect();
+                self.out.extend_from_slice(&control::encode(&message));
+            }
+        }
+    }
+
+    /// Takes the endpoint's output, once what was taken before is written.
+    fn collect(&mut self) {
+        if self.out.is_empty() {
+            self.out.extend_from_slice(self.endpoint.output());
+            self.endpoint.consume_output(self.out.len());
+        }
+    }
+
+    /// Sends the stdin that waits, as far as there is credit for it.
+    fn feed(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        if let Some((mut data, reply)) = stream.waiting.take() {
+            match self.endpoint.send(id, &data) {
+                Ok(sent) if sent < data.len() => {
+                    let _ = data.split_to(sent);
+                    stream.waiting = Some((data, reply));
+                    return;
+                }
+                Ok(_) => drop(reply.send(Ok(()))),
+                Err(error) => drop(reply.send(Err(Error::gone(error.to_string())))),
+            }
+        }
+        if stream.finish {
+            // A stream that is over has no stdin to end.
+            let _ = self.endpoint.finish(id);
+        }
+    }
+}
+
+fn lost(reason: &str) -> End {
+    End {
+        reason: reason.to_owned(),
+        asked: false,
+    }
+}

@@ -1,0 +1,174 @@
+//! A running sandbox.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use msb_oci::Image;
+
+use crate::builder::SandboxBuilder;
+use crate::control::{Ready, ToSupervisor};
+use crate::error::Error;
+use crate::exec::{ExecHandle, ExecOptions, Output};
+use crate::link::{Ask, Link};
+use crate::spec::SandboxSpec;
+
+/// How long programs have to end themselves when a sandbox is stopped: as long
+/// as container tools give them.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// After this an orderly end is given up: longer than what the supervisor allows
+/// for the grace and for flushing disks.
+const STOP_LIMIT: Duration = Duration::from_secs(25);
+
+/// A guest that runs, owned by this process: it ends when this is dropped, or
+/// when the process ends in whatever way.
+///
+/// ```no_run
+/// # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+/// use msb_sdk::Sandbox;
+///
+/// let sandbox = Sandbox::builder("demo").image("python:3.12").create().await?;
+/// let output = sandbox.exec("python3", ["-c", "print(6 * 7)"]).await?;
+/// assert_eq!(output.stdout()?, "42\n");
+/// sandbox.stop_and_wait().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sandbox {
+    pub(crate) spec: SandboxSpec,
+    pub(crate) image: Image,
+    pub(crate) link: Link,
+    pub(crate) report: StartReport,
+}
+
+impl Sandbox {
+    /// Describes a sandbox; see [`SandboxBuilder`].
+    pub fn builder(name: impl Into<String>) -> SandboxBuilder {
+        SandboxBuilder::new(name.into())
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn spec(&self) -> &SandboxSpec {
+        &self.spec
+    }
+
+    /// The image of its root.
+    #[must_use]
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// How it was started.
+    #[must_use]
+    pub fn report(&self) -> &StartReport {
+        &self.report
+    }
+
+    /// Runs a program, waits for its end and collects its output. There is no
+    /// shell in between.
+    ///
+    /// # Errors
+    /// [`Error::Exec`] when the program does not start, and those of [`ExecHandle::output`].
+    pub async fn exec<A: Into<OsString>>(
+        &self,
+        program: impl Into<OsString>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Result<Output, Error> {
+        self.exec_with(ExecOptions::new(program, args))
+            .await?
+            .output()
+            .await
+    }
+
+    /// Starts a program and returns a handle to it.
+    ///
+    /// # Errors
+    /// [`Error::Exec`] when the program does not start, [`Error::Gone`] when
+    /// the sandbox has ended.
+    pub async fn exec_with(&self, options: ExecOptions) -> Result<ExecHandle, Error> {
+        ExecHandle::start(&self.link, options).await
+    }
+
+    /// The image's own command line: its entrypoint, then its command.
+    ///
+    /// # Errors
+    /// [`Error::NoCommand`] when the image has neither.
+    pub fn image_command(&self) -> Result<ExecOptions, Error> {
+        let config = self.image.config();
+        let mut words = config.entrypoint.iter().chain(&config.cmd);
+        match words.next() {
+            Some(program) => Ok(ExecOptions::new(program, words)),
+            None => Err(Error::NoCommand {
+                image: self.spec.image.clone(),
+            }),
+        }
+    }
+
+    /// Shuts the guest down in order: programs are asked to end and have ten
+    /// seconds for it, disks are flushed. Returns when nothing is left of it.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when it ended in another way first.
+    pub async fn stop_and_wait(self) -> Result<(), Error> {
+        let grace_ms = u32::try_from(STOP_GRACE.as_millis()).unwrap_or(u32::MAX);
+        self.link
+            .ask(Ask::Supervisor(ToSupervisor::Stop { grace_ms }));
+        // A guest that hangs may keep even the request from arriving.
+        let _ = tokio::time::timeout(STOP_LIMIT, self.link.ended()).await;
+        self.kill().await
+    }
+
+    /// Ends the guest at once. Returns when nothing is left of it.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop_and_wait`].
+    pub async fn kill(self) -> Result<(), Error> {
+        self.link.ask(Ask::HangUp);
+        let end = self.link.ended().await;
+        if end.asked {
+            Ok(())
+        } else {
+            Err(Error::gone(end.reason))
+        }
+    }
+
+    /// Waits until the sandbox ends by itself; says why it did.
+    pub async fn wait(&self) -> String {
+        self.link.ended().await.reason
+    }
+}
+
+/// How a sandbox was started: by what, and how long the parts took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StartReport {
+    /// The program that runs the machine, such as `qemu`.
+    pub engine: String,
+    /// What separates the guest from the host.
+    pub isolation: msb_vmm::Isolation,
+    /// Process id of the machine's monitor.
+    pub vmm_pid: u32,
+    /// From starting the monitor to the agent's first answer.
+    pub agent: Duration,
+    /// From there to a guest that is configured.
+    pub configured: Duration,
+}
+
+impl From<Ready> for StartReport {
+    fn from(ready: Ready) -> Self {
+        let isolation = if ready.hardware {
+            msb_vmm::Isolation::Hardware
+        } else {
+            msb_vmm::Isolation::Emulated
+        };
+        Self {
+            engine: ready.engine,
+            isolation,
+            vmm_pid: ready.vmm_pid,
+            agent: ready.agent,
+            configured: ready.configured,
+        }
+    }
+}

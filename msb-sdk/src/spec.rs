@@ -1,0 +1,201 @@
+//! The description of a sandbox: what the user asked for, checked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
+const MAX_NAME: usize = 63;
+
+/// The largest disk that can be asked for, in MiB: what ext4 with 4 KiB blocks holds.
+const MAX_DISK_MIB: u32 = 16 * 1024 * 1024;
+
+/// The smallest disk: ext4's own tables and some room.
+const MIN_DISK_MIB: u32 = 16;
+
+/// One sandbox, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxSpec {
+    /// Name on this host and in the guest.
+    pub name: String,
+    /// Image reference.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u8,
+    /// Guest memory, MiB.
+    pub memory_mib: u32,
+    /// Size of the disk that takes the guest's changes, MiB; they are kept in
+    /// guest memory when `None`.
+    pub disk_mib: Option<u32>,
+    /// Environment of every program, on top of the image's.
+    pub env: Vec<(String, String)>,
+    /// Working folder instead of the image's.
+    pub workdir: Option<String>,
+    /// User instead of the image's.
+    pub user: Option<String>,
+    /// Whether a software processor is refused.
+    pub require_hardware: bool,
+}
+
+impl SandboxSpec {
+    /// Checks what the types can't.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`] and [`Error::InvalidSetting`].
+    pub fn validate(&self) -> Result<(), Error> {
+        check_name(&self.name)?;
+        let invalid =
+            |setting, value: &dyn ToString, reason: &dyn ToString| Error::InvalidSetting {
+                setting,
+                value: value.to_string(),
+                reason: reason.to_string(),
+            };
+        msb_vmm::Vcpus::try_from(u32::from(self.cpus))
+            .map_err(|error| invalid("the number of cpus", &self.cpus, &error))?;
+        msb_vmm::MemorySize::from_mib(u64::from(self.memory_mib))
+            .map_err(|error| invalid("the memory", &format!("{} MiB", self.memory_mib), &error))?;
+        if let Some(mib) = self.disk_mib
+            && !(MIN_DISK_MIB..=MAX_DISK_MIB).contains(&mib)
+        {
+            let reason = format!("a disk has {MIN_DISK_MIB} MiB to {MAX_DISK_MIB} MiB");
+            return Err(invalid("the disk", &format!("{mib} MiB"), &reason));
+        }
+        for (key, value) in &self.env {
+            if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+                return Err(invalid(
+                    "an environment variable",
+                    key,
+                    &"its name is empty or holds '=', or a NUL is in it",
+                ));
+            }
+        }
+        if let Some(workdir) = &self.workdir
+            && !workdir.starts_with('/')
+        {
+            return Err(invalid(
+                "the working folder",
+                workdir,
+                &"it must be an absolute path",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Checks a name: it becomes a folder and a host name.
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+    let reason = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > MAX_NAME {
+        "it is longer than 63 bytes"
+    } else if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+        "it does not start with a letter or digit"
+    } else if !name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    {
+        "it holds other characters than letters, digits, '.', '_' and '-'"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidName {
+        name: name.to_owned(),
+        reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> SandboxSpec {
+        SandboxSpec {
+            name: "demo".into(),
+            image: "busybox".into(),
+            cpus: 1,
+            memory_mib: 512,
+            disk_mib: None,
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            require_hardware: false,
+        }
+    }
+
+    #[test]
+    fn names_that_are_paths_or_flags_are_refused() {
+        for name in [
+            "",
+            ".",
+            "..",
+            "../up",
+            "a/b",
+            "-x",
+            "a b",
+            "ä",
+            "a\0b",
+            &"x".repeat(64),
+        ] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        for name in ["a", "Demo-1", "0.x_y", &"x".repeat(63)] {
+            assert!(check_name(name).is_ok(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_bounds_are_named() {
+        let cases: [(SandboxSpec, &str); 6] = [
+            (SandboxSpec { cpus: 0, ..spec() }, "cpus"),
+            (
+                SandboxSpec {
+                    memory_mib: 1,
+                    ..spec()
+                },
+                "memory",
+            ),
+            (
+                SandboxSpec {
+                    disk_mib: Some(1),
+                    ..spec()
+                },
+                "disk",
+            ),
+            (
+                SandboxSpec {
+                    env: vec![("A=B".into(), String::new())],
+                    ..spec()
+                },
+                "environment",
+            ),
+            (
+                SandboxSpec {
+                    env: vec![("A".into(), "x\0y".into())],
+                    ..spec()
+                },
+                "environment",
+            ),
+            (
+                SandboxSpec {
+                    workdir: Some("app".into()),
+                    ..spec()
+                },
+                "working folder",
+            ),
+        ];
+        for (spec, part) in cases {
+            let error = spec.validate().expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(spec().validate().is_ok());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let mut value = serde_json::to_value(spec()).expect("encode");
+        assert!(serde_json::from_value::<SandboxSpec>(value.clone()).is_ok());
+        value["memmory"] = 5.into();
+        assert!(serde_json::from_value::<SandboxSpec>(value).is_err());
+    }
+}

@@ -1,0 +1,222 @@
+//! Passes frames between the creator and the agent, until the sandbox ends.
+//!
+//! Two directions, each with one frame in hand: a side that does not read
+//! stops the other side's sender, and nothing piles up here. Flow control of
+//! the streams is between the two ends.
+//!
+//! A guest that stops reading can't hold the sandbox: the creator's end of the
+//! socket is watched while its frames wait.
+//!
+//! Both sides are checked: the guest's control frames stop here, and bytes
+//! that are no frames end the sandbox.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use msb_guest_agent::message::{self, AgentMessage, HostMessage};
+use msb_guest_agent::wire::{Frame, FrameDecoder, Kind, StreamId};
+use msb_vmm::Vm;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::watch;
+
+use crate::control::{self, ToSupervisor};
+
+/// How much is read at once, and passed on at once.
+const CHUNK: usize = 128 * 1024;
+
+/// What an orderly shutdown may take beyond the programs' grace: flushing disks.
+const FLUSH_TIME: Duration = Duration::from_secs(10);
+
+/// Relays until the creator goes, the creator says so, or the machine ends.
+/// The machine is gone when this returns. Says why, and whether it was asked for.
+pub(super) fn run(creator: StdStream, agent: StdStream, mut vm: Vm) -> io::Result<(String, bool)> {
+    creator.set_nonblocking(true)?;
+    agent.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (why, asked) = runtime.block_on(async {
+        let mut creator = UnixStream::from_std(creator)?;
+        let mut agent = UnixStream::from_std(agent)?;
+        // Borrowed halves: the last word to the creator is said after the relay.
+        let (from_creator, to_creator) = creator.split();
+        let (from_agent, to_agent) = agent.split();
+        // Set when the agent says that everything is flushed.
+        let (done, shutdown_done) = watch::channel(false);
+        io::Result::Ok(tokio::select! {
+            end = downwards(from_creator, to_agent, shutdown_done) => end,
+            end = upwards(from_agent, to_creator, done) => end,
+        })
+    })?;
+    drop(runtime);
+    // A machine whose port has closed is on its way out, and its exit says why.
+    // One that stays all the same is not waited for.
+    if asked || !ends_soon(&vm) {
+        let _ = vm.kill();
+    }
+    let exit = if why.is_empty() {
+        vm.wait().map(|exit| exit.to_string())
+    } else {
+        Ok(why)
+    };
+    drop(vm);
+    Ok((exit.unwrap_or_else(|error| error.to_string()), asked))
+}
+
+/// Waits a moment for the machine's process to end by itself.
+fn ends_soon(vm: &Vm) -> bool {
+    let mut watched = [PollFd::new(vm, PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: 2,
+        tv_nsec: 0,
+    };
+    matches!(poll(&mut watched, Some(&limit)), Ok(1..))
+}
+
+type End = (String, bool);
+
+fn asked(why: &str) -> End {
+    (why.to_owned(), true)
+}
+
+/// From the creator to the agent.
+async fn downwards(
+    mut creator: ReadHalf<'_>,
+    mut agent: WriteHalf<'_>,
+    mut shut_down: watch::Receiver<bool>,
+) -> End {
+    let mut decoder = FrameDecoder::new();
+    let mut out = BytesMut::new();
+    loop {
+        decoder.buffer_mut().reserve(CHUNK);
+        match creator.read_buf(decoder.buffer_mut()).await {
+            Ok(0) | Err(_) => return asked("its creator ended"),
+            Ok(_) => {}
+        }
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) if frame.stream.is_control() => match control::decode(&frame) {
+                    Some(ToSupervisor::Stop { grace_ms }) => {
+                        shutdown(&mut agent, &mut shut_down, grace_ms).await;
+                        return asked("stopped");
+                    }
+                    None => {
+                        return (
+                            "its creator sent something else than a request".into(),
+                            false,
+                        );
+                    }
+                },
+                Ok(Some(frame)) => frame.encode(&mut out),
+                Ok(None) => break,
+                Err(error) => return (format!("its creator broke the protocol: {error}"), false),
+            }
+        }
+        tokio::select! {
+            written = agent.write_all(&out) => if written.is_err() {
+                // The machine is ending; the other direction says so.
+                hung_up(&creator).await;
+                return asked("its creator ended");
+            },
+            () = hung_up(&creator) => return asked("its creator ended"),
+        }
+        out.clear();
+    }
+}
+
+/// Waits until the creator has closed its end, whatever is still to be read from it.
+async fn hung_up(creator: &ReadHalf<'_>) {
+    // Nobody sends urgent data here: what is left to wait for is the end.
+    while let Ok(ready) = creator.ready(Interest::PRIORITY).await {
+        if ready.is_read_closed() {
+            return;
+        }
+    }
+}
+
+/// Asks the agent to shut down and waits until it has, within bounds.
+async fn shutdown(agent: &mut WriteHalf<'_>, done: &mut watch::Receiver<bool>, grace_ms: u32) {
+    let message = message::encode(&HostMessage::Shutdown { grace_ms });
+    let Ok(frame) = Frame::new(Kind::Control, StreamId::CONTROL, message.into()) else {
+        return;
+    };
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    let limit = Duration::from_millis(u64::from(grace_ms)) + FLUSH_TIME;
+    let _ = tokio::time::timeout(limit, async {
+        if agent.write_all(&out).await.is_ok() {
+            let _ = done.wait_for(|done| *done).await;
+        }
+    })
+    .await;
+}
+
+/// From the agent to the creator.
+async fn upwards(
+    mut agent: ReadHalf<'_>,
+    mut creator: WriteHalf<'_>,
+    shut_down: watch::Sender<bool>,
+) -> End {
+    let mut decoder = FrameDecoder::new();
+    let mut out = BytesMut::new();
+    loop {
+        decoder.buffer_mut().reserve(CHUNK);
+        match agent.read_buf(decoder.buffer_mut()).await {
+            // The port closes when the machine ends; its process says how.
+            Ok(0) | Err(_) => return (String::new(), false),
+            Ok(_) => {}
+        }
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) if frame.stream.is_control() => {
+                    if let Some(AgentMessage::ShutdownDone { .. }) = message::decode(&frame.payload)
+                    {
+                        shut_down.send_replace(true);
+                    }
+                }
+                Ok(Some(frame)) => frame.encode(&mut out),
+                Ok(None) => break,
+                Err(error) => return (format!("the guest broke the protocol: {error}"), false),
+            }
+        }
+        if creator.write_all(&out).await.is_err() {
+            return asked("its creator ended");
+        }
+        out.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msb_guest_agent::wire::MAX_PAYLOAD;
+
+    /// A guest whose agent was taken over may stop reading its port.
+    #[tokio::test]
+    async fn a_guest_that_does_not_read_cannot_outlive_its_creator() {
+        let (mut creator, mut theirs) = UnixStream::pair().expect("pair");
+        let (mut agent, _never_read) = UnixStream::pair().expect("pair");
+        let (_done, shut_down) = watch::channel(false);
+        let relaying = downwards(theirs.split().0, agent.split().1, shut_down);
+        let flood = async {
+            let payload = vec![0; MAX_PAYLOAD].into();
+            let frame = Frame::new(Kind::Data, StreamId(1), payload).expect("frame");
+            let mut out = BytesMut::new();
+            frame.encode(&mut out);
+            let stuck = Duration::from_millis(200);
+            while let Ok(written) = tokio::time::timeout(stuck, creator.write_all(&out)).await {
+                written.expect("the relay reads");
+            }
+            creator.shutdown().await.expect("hang up");
+        };
+        let limit = Duration::from_secs(10);
+        let both = async { tokio::join!(relaying, flood).0 };
+        let end = tokio::time::timeout(limit, both).await.expect("it ends");
+        assert_eq!(end, asked("its creator ended"));
+    }
+}

@@ -1,0 +1,332 @@
+//! From a launch message to a configured guest.
+//!
+//! Blocking, on the main thread: the VMM asks to die with the thread that
+//! started it, and there is nothing else to do meanwhile.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use msb_guest_agent::message::{
+    ByteString, Configured, DiskName, Entropy, GuestConfig, RootSpec, Upper,
+};
+use msb_guest_agent::setup;
+use msb_oci::{Image, Lease, Reference, Store};
+use msb_vmm::{
+    Disk, DiskFormat, Engine, EngineOptions, Isolation, Machine, MemorySize, PortName, Step, Vcpus,
+    Vm,
+};
+
+use crate::control::{Launch, Ready};
+use crate::home::Home;
+use crate::progress::VmStep;
+use crate::state::SandboxDir;
+
+/// The console port that is the agent link.
+const AGENT_PORT: &str = "msb.agent";
+
+/// Longer than any guest needs, even on a loaded host under emulation; a guest
+/// that hangs is given up.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A guest that is configured and waits for requests.
+pub(super) struct Running {
+    pub(super) vm: Vm,
+    pub(super) agent: UnixStream,
+    pub(super) ready: Ready,
+    /// Keeps the image's files while the guest reads them.
+    pub(super) lease: Lease,
+}
+
+/// Why there is none, in words for the user.
+pub(super) struct Failure {
+    pub(super) reason: String,
+    pub(super) hint: Option<String>,
+}
+
+/// Starts the sandbox that `launch` describes.
+pub(super) fn start(
+    launch: &Launch,
+    home: &Home,
+    dir: &SandboxDir,
+    progress: &mut dyn FnMut(VmStep),
+) -> Result<Running, Failure> {
+    let (image, lease) = image(launch, home)?;
+    let machine = machine(launch, dir, &image)?;
+    let mut options = EngineOptions::default();
+    options.kvm_cache = Some(home.path().join("kvm.json"));
+    if launch.spec.require_hardware {
+        options.min_isolation = Isolation::Hardware;
+    }
+    let engine = Engine::choose(options).map_err(vmm)?;
+
+    let template = engine
+        .templates(home.templates())
+        .ensure(
+            &machine,
+            |step| progress(shown(step)),
+            |agent| ready_for_saving(agent),
+        )
+        .map_err(vmm)?;
+    let begin = Instant::now();
+    let mut vm = template.start(&machine).map_err(vmm)?;
+    let mut agent = vm
+        .take_port(AGENT_PORT)
+        .ok_or_else(|| Failure::bug("the machine has no agent port"))?;
+    agent
+        .set_read_timeout(Some(AGENT_TIMEOUT))
+        .map_err(Failure::io)?;
+    let greeted = setup::hello(&mut agent).map_err(|error| guest(&error, &mut vm))?;
+    let agent_time = begin.elapsed();
+    let _: msb_guest_agent::message::AgentHello = greeted;
+    let _: Configured = setup::configure(&mut agent, guest_config(launch, &image)?)
+        .map_err(|error| guest(&error, &mut vm))?;
+    agent.set_read_timeout(None).map_err(Failure::io)?;
+
+    let ready = Ready {
+        engine: vm.engine().to_string(),
+        hardware: vm.isolation() == Isolation::Hardware,
+        vmm_pid: vm.pid(),
+        agent: agent_time,
+        configured: begin.elapsed() - agent_time,
+    };
+    Ok(Running {
+        vm,
+        agent,
+        ready,
+        lease,
+    })
+}
+
+fn image(launch: &Launch, home: &Home) -> Result<(Image, Lease), Failure> {
+    let store = Store::open(home.path()).map_err(oci)?;
+    let reference: Reference = launch.spec.image.parse().map_err(oci)?;
+    let image = store.get(&reference).map_err(oci)?;
+    let image = image.filter(|image| image.digest().to_string() == launch.image);
+    let image = image.ok_or_else(|| Failure {
+        reason: format!("the image {reference} was removed or replaced meanwhile"),
+        hint: Some("try again".into()),
+    })?;
+    let lease = image.lease().map_err(oci)?;
+    Ok((image, lease))
+}
+
+fn machine(launch: &Launch, dir: &SandboxDir, image: &Image) -> Result<Machine, Failure> {
+    let root = Disk {
+        path: image.root_disk().to_owned(),
+        format: DiskFormat::Vmdk,
+        read_only: true,
+    };
+    let mut disks = vec![root];
+    if let Some(mib) = launch.spec.disk_mib {
+        let path = dir.path().join("disk");
+        make_disk(&path, mib)?;
+        disks.push(Disk {
+            path,
+            format: DiskFormat::Raw,
+            read_only: false,
+        });
+    }
+    Ok(Machine {
+        vcpus: Vcpus::try_from(u32::from(launch.spec.cpus)).map_err(vmm)?,
+        memory: MemorySize::from_mib(u64::from(launch.spec.memory_mib)).map_err(vmm)?,
+        disks,
+        ports: vec![PortName::try_from(AGENT_PORT).map_err(vmm)?],
+        ..Machine::new(&launch.kernel, &launch.initramfs)
+    })
+}
+
+/// Makes a sparse file with an empty ext4 file system. Its content ends with
+/// the sandbox, so it has no journal to replay.
+fn make_disk(path: &Path, mib: u32) -> Result<(), Failure> {
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(Failure::io)?;
+    file.set_len(u64::from(mib) << 20).map_err(Failure::io)?;
+    let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0";
+    let output = Command::new(mke2fs())
+        .args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-O",
+            "^has_journal",
+            "-m",
+            "0",
+            "-E",
+            options,
+        ])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(Failure {
+            reason: format!(
+                "mke2fs could not format a disk: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ),
+            hint: None,
+        }),
+        Err(error) => Err(Failure {
+            reason: format!("cannot run mke2fs: {error}"),
+            hint: Some("install e2fsprogs, or leave out the disk".into()),
+        }),
+    }
+}
+
+/// Where mke2fs is; `/sbin` is not on every user's PATH.
+pub(crate) fn mke2fs() -> PathBuf {
+    let known = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].map(PathBuf::from);
+    known
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| "mke2fs".into())
+}
+
+fn ready_for_saving(
+    mut agent: &UnixStream,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    agent.set_read_timeout(Some(AGENT_TIMEOUT))?;
+    setup::hello(&mut agent)?;
+    setup::prepare(&mut agent)?;
+    Ok(())
+}
+
+fn guest_config(launch: &Launch, image: &Image) -> Result<GuestConfig, Failure> {
+    let random = |len: usize| -> Result<Vec<u8>, Failure> {
+        let mut bytes = vec![0; len];
+        let mut filled = 0;
+        while filled < len {
+            filled += rustix::rand::getrandom(
+                &mut bytes[filled..],
+                rustix::rand::GetRandomFlags::empty(),
+            )
+            .map_err(|error| Failure::io(error.into()))?;
+        }
+        Ok(bytes)
+    };
+    let mut machine_id = [0; 16];
+    machine_id.copy_from_slice(&random(16)?);
+    let spec = &launch.spec;
+    let config = image.config();
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Ok(GuestConfig {
+        entropy: Entropy(ByteString(random(64)?)),
+        wall_clock_ns: since_epoch.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(0)),
+        hostname: spec.name.clone(),
+        machine_id,
+        root: RootSpec {
+            lower: DiskName::from("vda"),
+            upper: match spec.disk_mib {
+                Some(_) => Upper::Disk(DiskName::from("vdb")),
+                None => Upper::Tmpfs { size: None },
+            },
+        },
+        env: environment(&config.env, &spec.env),
+        user: spec.user.clone().or_else(|| filled(&config.user)),
+        workdir: spec
+            .workdir
+            .clone()
+            .or_else(|| filled(&config.workdir))
+            .map(ByteString::from),
+    })
+}
+
+/// The image's environment with the sandbox's on top.
+fn environment(image: &[String], sandbox: &[(String, String)]) -> Vec<ByteString> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let kept = image
+        .iter()
+        .filter(|entry| sandbox.iter().all(|(key, _)| *key != name(entry)));
+    let kept = kept.filter(|entry| entry.contains('=')).cloned();
+    let added = sandbox.iter().map(|(key, value)| format!("{key}={value}"));
+    kept.chain(added).map(ByteString::from).collect()
+}
+
+fn shown(step: Step) -> VmStep {
+    match step {
+        Step::Waiting => VmStep::TemplateWaiting,
+        Step::Booting => VmStep::TemplateBooting,
+        Step::Publishing => VmStep::TemplateDone,
+        _ => VmStep::TemplateSaving,
+    }
+}
+
+impl Failure {
+    #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+    fn io(error: std::io::Error) -> Self {
+        Self {
+            reason: error.to_string(),
+            hint: None,
+        }
+    }
+
+    fn bug(reason: &str) -> Self {
+        Self {
+            reason: reason.to_owned(),
+            hint: None,
+        }
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+fn vmm(error: msb_vmm::Error) -> Failure {
+    Failure {
+        reason: chain(&error),
+        hint: error.hint().map(Into::into),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+fn oci(error: msb_oci::Error) -> Failure {
+    Failure {
+        reason: chain(&error),
+        hint: error.hint(),
+    }
+}
+
+/// The guest's word, or how its machine ended when that is why it said none.
+fn guest(error: &msb_guest_agent::Error, vm: &mut Vm) -> Failure {
+    let reason = match vm.try_wait() {
+        Ok(Some(exit)) => format!("{exit} while it started ({error})"),
+        _ => error.to_string(),
+    };
+    Failure {
+        reason,
+        hint: error.hint().map(Into::into),
+    }
+}
+
+/// An error with its causes, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sandbox_overrides_the_image_by_name() {
+        let image = ["PATH=/bin".to_owned(), "A=1".to_owned(), "junk".to_owned()];
+        let sandbox = [("A".to_owned(), "2=3".to_owned())];
+        let merged = environment(&image, &sandbox);
+        assert_eq!(merged, ["PATH=/bin", "A=2=3"].map(ByteString::from));
+    }
+}
