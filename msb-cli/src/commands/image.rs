@@ -1,0 +1,86 @@
+//! `msb image ls` and `msb image rm`.
+
+use std::time::SystemTime;
+
+use msb_sdk::{Home, Image, Images};
+use serde_json::json;
+
+use crate::Failure;
+use crate::args::{FormatArg, ImageArgs, ImageCommand};
+use crate::size::human;
+
+/// How much of a digest tells images apart for people.
+const SHORT_DIGEST: usize = "sha256:".len() + 12;
+
+/// Lists or removes.
+pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
+    let images = Images::open(&Home::from_env()?)?;
+    match args.command {
+        ImageCommand::Ls {
+            format: FormatArg::Table,
+        } => table(&images.list().await?),
+        ImageCommand::Ls {
+            format: FormatArg::Json,
+        } => json(&images.list().await?),
+        ImageCommand::Rm { images: references } => {
+            for reference in &references {
+                let freed = images.remove(reference).await?;
+                println!("removed {reference}, {} freed", human(freed));
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn table(images: &[Image]) {
+    let mut rows = vec![[
+        "REFERENCE".to_owned(),
+        "DIGEST".into(),
+        "SIZE".into(),
+        "PULLED".into(),
+    ]];
+    for image in images {
+        let digest = image.digest().to_string();
+        for reference in image.references() {
+            rows.push([
+                reference.to_string(),
+                digest[..SHORT_DIGEST.min(digest.len())].to_owned(),
+                human(image.size()),
+                age(image.pulled()),
+            ]);
+        }
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    for [reference, digest, size, pulled] in &rows {
+        let [first, second, third] = widths;
+        println!("{reference:<first$}  {digest:<second$}  {size:>third$}  {pulled}");
+    }
+}
+
+fn json(images: &[Image]) {
+    let list: Vec<_> = images
+        .iter()
+        .map(|image| {
+            json!({
+                "references": image.references().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "digest": image.digest().to_string(),
+                "size": image.size(),
+                "pulled": image.pulled().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+                "layers": image.layers().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    println!("{}", serde_json::Value::Array(list));
+}
+
+fn age(time: SystemTime) -> String {
+    let seconds = time.elapsed().map_or(0, |age| age.as_secs());
+    let (count, unit) = match seconds {
+        0..60 => return "just now".into(),
+        60..3_600 => (seconds / 60, "minute"),
+        3_600..86_400 => (seconds / 3_600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+}

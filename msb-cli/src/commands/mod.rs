@@ -1,0 +1,6 @@
+//! One file per command.
+
+pub(crate) mod doctor;
+pub(crate) mod image;
+pub(crate) mod pull;
+pub(crate) mod run;

@@ -1,0 +1,112 @@
+//! The `msb` command: every subcommand is a thin file over `msb-sdk`.
+//!
+//! This file maps errors to exit codes and nothing else. What the user typed is
+//! parsed in `args`; terminals are handled in `terminal` and `progress`.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod progress;
+mod size;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+
+/// The exit code of msb's own failures, as container tools have it.
+const OWN_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    // A sandbox's supervisor is this program, started again; it never returns.
+    msb_sdk::supervisor_hook();
+
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { OWN_FAILURE } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("msb: cannot start: {error}");
+            return ExitCode::from(OWN_FAILURE);
+        }
+    };
+    let result = runtime.block_on(dispatch(args));
+    // Standard input may still be waited for by a thread; it is not ours to end.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn dispatch(args: Args) -> Result<u8, Failure> {
+    match args.command {
+        Command::Run(run) => commands::run::run(run).await,
+        Command::Pull(pull) => commands::pull::run(pull).await,
+        Command::Image(image) => commands::image::run(image).await,
+        Command::Doctor => commands::doctor::run().await,
+    }
+}
+
+/// Why a command could not do what it was asked to.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The SDK's word.
+    Sandbox(msb_sdk::Error),
+    /// This program's own: what failed and what to do about it.
+    Usage {
+        message: String,
+        hint: Option<String>,
+    },
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Sandbox(error) => error.exit_code(),
+            Self::Usage { .. } => OWN_FAILURE,
+        }
+    }
+}
+
+impl From<msb_sdk::Error> for Failure {
+    fn from(error: msb_sdk::Error) -> Self {
+        Self::Sandbox(error)
+    }
+}
+
+fn report(failure: &Failure) {
+    let (message, hint) = match failure {
+        Failure::Sandbox(error) => {
+            let mut message = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                let text = cause.to_string();
+                if !message.contains(&text) {
+                    message.push_str(": ");
+                    message.push_str(&text);
+                }
+                source = cause.source();
+            }
+            (message, error.hint())
+        }
+        Failure::Usage { message, hint } => (message.clone(), hint.clone()),
+    };
+    eprintln!("msb: {message}");
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+}

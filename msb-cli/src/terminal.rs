@@ -1,0 +1,52 @@
+//! The user's terminal: raw mode and size.
+
+use std::io::IsTerminal;
+
+use msb_sdk::TtySize;
+use rustix::stdio::{stdin, stdout};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+/// A terminal's size when there is none to ask.
+const FALLBACK: TtySize = TtySize { rows: 24, cols: 80 };
+
+/// Puts the terminal on standard input into raw mode until dropped.
+pub(crate) struct RawMode(Termios);
+
+impl RawMode {
+    /// `None` when standard input is no terminal.
+    pub(crate) fn enter() -> Option<Self> {
+        let saved = tcgetattr(stdin()).ok()?;
+        let mut raw = saved.clone();
+        raw.make_raw();
+        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Self(saved))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// The size of the terminal on standard output, else on standard input.
+pub(crate) fn size() -> TtySize {
+    let found = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin()));
+    match found {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => TtySize {
+            rows: size.ws_row,
+            cols: size.ws_col,
+        },
+        _ => FALLBACK,
+    }
+}
+
+/// Whether standard input is a terminal.
+pub(crate) fn stdin_is_terminal() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+/// Whether progress can be drawn.
+pub(crate) fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}

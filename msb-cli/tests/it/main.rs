@@ -1,0 +1,11 @@
+//! `msb` as a user runs it: real machines, real images, a real registry.
+//!
+//! Run by `cargo xtask test`, which builds the guest and the images and says
+//! where they are.
+
+mod errors;
+mod images;
+mod kill;
+mod lab;
+mod run;
+mod terminal;
