@@ -1,0 +1,37 @@
+//! The table of fuzz targets: one name, one property, one folder of seeds.
+//!
+//! A property takes any bytes and panics when something that must hold does
+//! not. `tests/replay.rs` runs each over its corpus with an ordinary compiler;
+//! `src/main.rs` hands one of them to libFuzzer:
+//!
+//! ```console
+//! $ MSB_FUZZ_TARGET=layer_tar RUSTC_BOOTSTRAP=1 cargo fuzz run fuzz fuzz/corpus/layer_tar --features libfuzzer
+//! ```
+
+/// A property of any bytes.
+pub type Property = fn(&[u8]);
+
+/// Every target, by name; the names are those of the folders in `corpus`.
+pub const TARGETS: &[(&str, Property)] = &[
+    ("agent_frames", msb_guest_agent::fuzzing::agent_frames),
+    ("agent_endpoint", msb_guest_agent::fuzzing::agent_endpoint),
+    ("policy_text", msb_net::fuzzing::policy_text),
+    ("gateway_frames", msb_net::fuzzing::gateway_frames),
+    ("claim", msb_net::fuzzing::claim),
+    ("layer_tar", msb_oci::fuzzing::layer_tar),
+    ("erofs_roundtrip", msb_oci::fuzzing::erofs_roundtrip),
+    ("image_reference", msb_oci::fuzzing::image_reference),
+    ("manifest_json", msb_oci::fuzzing::manifest_json),
+    ("image_config_json", msb_oci::fuzzing::image_config_json),
+    ("auth_challenge", msb_oci::fuzzing::auth_challenge),
+    ("qmp_reply", msb_vmm::fuzzing::qmp_reply),
+];
+
+/// The property of a target.
+#[must_use]
+pub fn property(name: &str) -> Option<Property> {
+    TARGETS
+        .iter()
+        .find(|(target, _)| *target == name)
+        .map(|(_, property)| *property)
+}
