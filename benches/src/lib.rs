@@ -1,0 +1,17 @@
+//! Shared parts of the benchmarks `boot` and `image`: what is measured where,
+//! how samples become a table with verdicts, and the peers' tools.
+//!
+//! `docs/performance.md` says how to run them and what they have shown.
+#![forbid(unsafe_code)]
+
+pub mod conditions;
+pub mod instructions;
+pub mod large_image;
+pub mod program;
+pub mod registry;
+pub mod report;
+
+/// The workspace's README, so that its examples are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
