@@ -1,0 +1,69 @@
+//! `cargo xtask test`: sets up and runs every test.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::run::{cargo, check, step, target_dir};
+use crate::{guest, host, images};
+
+/// The features that tests need; none changes what the code does without it.
+pub(crate) const FEATURES: &str = "msb-guest-agent/agent";
+
+/// Prepares the machine and runs all tests, or those whose name holds a filter.
+pub(crate) fn test(filters: &[String]) -> Result<()> {
+    host::install(host::FOR_TEST)?;
+    let bundle = guest::bundle()?;
+    let images = images::prepare()?;
+    step("tests", || run_tests(&bundle, &images, filters))?;
+    if filters.is_empty() {
+        step("documentation tests", || {
+            check(with_environment(
+                cargo().args([
+                    "test",
+                    "--quiet",
+                    "--workspace",
+                    "--doc",
+                    "--features",
+                    FEATURES,
+                ]),
+                &bundle,
+                &images,
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// cargo-nextest runs the same tests in parallel processes; it is used where
+/// it is installed, and plain `cargo test` elsewhere.
+fn run_tests(bundle: &Path, images: &Path, filters: &[String]) -> Result<()> {
+    let nextest = cargo()
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|out| out.status.success());
+    let mut command = cargo();
+    if nextest {
+        command.args(["nextest", "run", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--no-fail-fast"]);
+    }
+    command.args([
+        "--workspace",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--examples",
+        "--features",
+        FEATURES,
+    ]);
+    check(with_environment(command.args(filters), bundle, images))
+}
+
+fn with_environment<'a>(command: &'a mut Command, bundle: &Path, images: &Path) -> &'a mut Command {
+    command
+        .env("MSB_GUEST", bundle)
+        .env("MSB_TEST_IMAGES", images)
+        .env("CARGO_TARGET_DIR", target_dir())
+}
