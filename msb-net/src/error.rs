@@ -37,13 +37,38 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
+    /// The host's system refuses something that the driver needs.
+    #[error("cannot {doing}: {reason}")]
+    System {
+        /// What was tried.
+        doing: String,
+        /// What the system says.
+        reason: String,
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+    },
 }
 
 impl Error {
+    /// A refusal of the system.
+    #[cfg(feature = "shell")]
+    pub(crate) fn system(doing: impl Into<String>, error: &std::io::Error) -> Self {
+        use rustix::io::Errno;
+
+        let errno = Errno::from_io_error(error);
+        let many = matches!(errno, Some(Errno::MFILE | Errno::NFILE));
+        Self::System {
+            doing: doing.into(),
+            reason: error.to_string(),
+            hint: many.then(|| "raise the limit of open files (ulimit -n)".into()),
+        }
+    }
+
     /// Returns what to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Policy(error) => error.hint.clone(),
+            Self::System { hint, .. } => hint.clone(),
             Self::Cidr {
                 reason: InvalidCidr::BitsBelowPrefix { meant },
                 ..

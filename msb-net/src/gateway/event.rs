@@ -1,6 +1,7 @@
 //! What the gateway tells of: typed, bounded, in order.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use super::FlowId;
@@ -108,6 +109,46 @@ pub enum DropReason {
     /// The driver does not keep up.
     Overload,
 }
+
+/// The words that stand for the endings, reasons and refusals in logs.
+macro_rules! words {
+    ($type:ident { $($variant:ident => $word:literal),* $(,)? }) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $word,)*
+                })
+            }
+        }
+    };
+}
+
+words!(Refusal {
+    ForeignResolver => "foreign-resolver",
+    Loopback => "loopback",
+    Echo => "echo",
+});
+
+words!(Ended {
+    Finished => "finished",
+    Denied => "denied",
+    Reset => "reset",
+    NotConnected => "not-connected",
+    Idle => "idle",
+    Evicted => "evicted",
+});
+
+words!(DropReason {
+    Malformed => "malformed",
+    SpoofedMac => "spoofed-mac",
+    SpoofedAddress => "spoofed-address",
+    Multicast => "multicast",
+    Fragment => "fragment",
+    UnknownProtocol => "unknown-protocol",
+    TooManyFlows => "too-many-flows",
+    TooBig => "too-big",
+    Overload => "overload",
+});
 
 /// The bounded queue.
 #[derive(Default)]

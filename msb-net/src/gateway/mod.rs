@@ -149,6 +149,19 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId(u64);
 
+impl FlowId {
+    /// Returns the number that stands for the flow in logs.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The flow that [`number`](Self::number) stands for, for the driver's tables.
+    #[cfg(feature = "shell")]
+    pub(crate) const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// What the driver must do with host sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,0 +1,251 @@
+//! Events as lines of JSON.
+//!
+//! One object per line, its members in this order. `time` is in seconds since
+//! 1970, UTC; every line has it and `event`.
+//!
+//! | `event` | further members |
+//! |---|---|
+//! | `allow`, `deny` | `flow` (if it may open), `direction` (`in`, `out`), `proto` (`tcp`, `udp`, `icmp`), `address`, `port` (not for icmp), `claim` (the name the client gave), `inspect` (true: decided again once the client spoke), `rule` (from 1, if a rule decided), `by` (in words), `refusal` (why it is denied although the policy allows it) |
+//! | `closed` | `flow`, `ended`, `sent`, `received` (payload bytes, seen from the guest), `duration` (seconds) |
+//! | `dropped` | `reason`, `count` (frames) |
+//! | `lost` | `count` (events nobody took in time) |
+//!
+//! ```
+//! use std::time::{Duration, SystemTime};
+//! use msb_net::gateway::Event;
+//! use msb_net::journal::Entry;
+//! use msb_net::policy::Policy;
+//!
+//! let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1500);
+//! let entry = Entry { at, event: Event::Lost(3) };
+//! let line = entry.to_json(&Policy::default());
+//! assert_eq!(line, r#"{"time":1.500000,"event":"lost","count":3}"#);
+//! ```
+
+use std::fmt::{Display, Write as _};
+use std::time::SystemTime;
+
+use crate::gateway::Event;
+use crate::policy::{Action, Decider, Direction, Policy, Transport};
+
+/// An event and when it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// When.
+    pub at: SystemTime,
+    /// What.
+    pub event: Event,
+}
+
+impl Entry {
+    /// Writes the entry as one line of JSON, without the line's end. The policy
+    /// is the one that decided; it puts the deciding rule into words.
+    pub fn to_json(&self, policy: &Policy) -> String {
+        let mut line = Object::new();
+        let since = self.at.duration_since(SystemTime::UNIX_EPOCH);
+        let since = since.unwrap_or_default();
+        line.seconds("time", since);
+        describe(&mut line, &self.event, policy);
+        line.finish()
+    }
+}
+
+fn describe(line: &mut Object, event: &Event, policy: &Policy) {
+    match event {
+        Event::Decided {
+            flow,
+            facts,
+            claim,
+            verdict,
+            refusal,
+        } => {
+            let denied = verdict.action == Action::Deny || refusal.is_some();
+            line.text("event", if denied { "deny" } else { "allow" });
+            if let Some(flow) = flow {
+                line.number("flow", flow.number());
+            }
+            flow_facts(line, facts.direction, facts.transport);
+            line.text("address", facts.address);
+            if let Transport::Tcp(port) | Transport::Udp(port) = facts.transport {
+                line.number("port", port.into());
+            }
+            if let Some(claim) = claim {
+                line.text("claim", claim);
+            }
+            if verdict.inspect {
+                line.literal("inspect", "true");
+            }
+            if let Decider::Rule(index) = verdict.by {
+                line.number("rule", index as u64 + 1);
+            }
+            line.text("by", policy.describe(&verdict.by));
+            if let Some(refusal) = refusal {
+                line.text("refusal", refusal);
+            }
+        }
+        Event::Closed {
+            flow,
+            ended,
+            sent,
+            received,
+            duration,
+        } => {
+            line.text("event", "closed");
+            line.number("flow", flow.number());
+            line.text("ended", ended);
+            line.number("sent", *sent);
+            line.number("received", *received);
+            line.seconds("duration", *duration);
+        }
+        Event::Dropped { reason, count } => {
+            line.text("event", "dropped");
+            line.text("reason", reason);
+            line.number("count", *count);
+        }
+        Event::Lost(count) => {
+            line.text("event", "lost");
+            line.number("count", *count);
+        }
+    }
+}
+
+fn flow_facts(line: &mut Object, direction: Direction, transport: Transport) {
+    line.text(
+        "direction",
+        match direction {
+            Direction::Out => "out",
+            Direction::In => "in",
+        },
+    );
+    line.text(
+        "proto",
+        match transport {
+            Transport::Tcp(_) => "tcp",
+            Transport::Udp(_) => "udp",
+            Transport::Icmp => "icmp",
+        },
+    );
+}
+
+/// A JSON object being written (RFC 8259): members in the order given.
+struct Object(String);
+
+impl Object {
+    fn new() -> Self {
+        Self("{".into())
+    }
+
+    fn literal(&mut self, key: &str, value: impl Display) {
+        let comma = if self.0.len() > 1 { "," } else { "" };
+        // Writing to a string does not fail.
+        let _ = write!(self.0, "{comma}\"{key}\":{value}");
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        self.literal(key, value);
+    }
+
+    fn seconds(&mut self, key: &str, value: std::time::Duration) {
+        let (whole, micros) = (value.as_secs(), value.subsec_micros());
+        self.literal(key, format_args!("{whole}.{micros:06}"));
+    }
+
+    fn text(&mut self, key: &str, value: impl Display) {
+        self.literal(key, "\"");
+        for character in value.to_string().chars() {
+            match character {
+                '"' | '\\' => self.0.extend(['\\', character]),
+                c if u32::from(c) < 0x20 => {
+                    let _ = write!(self.0, "\\u{:04x}", u32::from(c));
+                }
+                c => self.0.push(c),
+            }
+        }
+        self.0.push('"');
+    }
+
+    fn finish(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::gateway::{DropReason, Ended, FlowId, Refusal};
+    use crate::policy::{Flow, Names};
+
+    fn json(event: Event, policy: &Policy) -> String {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_764_000_000_000_001);
+        Entry { at, event }.to_json(policy)
+    }
+
+    #[test]
+    fn a_decision_names_the_rule() {
+        let policy: Policy = "preset none\nallow tcp 443 1.1.1.1".parse().unwrap();
+        let facts = Flow::tcp("1.1.1.1".parse().unwrap(), 443);
+        let verdict = policy.decide(&facts, &Names::default());
+        let event = Event::Decided {
+            flow: Some(FlowId::from_number(7)),
+            facts,
+            claim: Some("a.example".parse().unwrap()),
+            verdict,
+            refusal: None,
+        };
+        assert_eq!(
+            json(event, &policy),
+            r#"{"time":1764000000.000001,"event":"allow","flow":7,"direction":"out","proto":"tcp","address":"1.1.1.1","port":443,"claim":"a.example","rule":1,"by":"rule 1: allow tcp 443 1.1.1.1"}"#
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_a_denial() {
+        let policy = Policy::allow_all();
+        let facts = Flow::icmp("1.1.1.1".parse().unwrap());
+        let verdict = policy.decide(&facts, &Names::default());
+        let refusal = Some(Refusal::Loopback);
+        let (flow, claim) = (None, None);
+        let event = Event::Decided {
+            flow,
+            facts,
+            claim,
+            verdict,
+            refusal,
+        };
+        let line = json(event, &policy);
+        assert!(line.contains(r#""event":"deny""#), "{line}");
+        assert!(line.ends_with(r#""refusal":"loopback"}"#), "{line}");
+    }
+
+    #[test]
+    fn endings_and_drops_have_their_words() {
+        let policy = Policy::default();
+        let event = Event::Closed {
+            flow: FlowId::from_number(1),
+            ended: Ended::NotConnected,
+            sent: 1,
+            received: 2,
+            duration: Duration::from_millis(2_030),
+        };
+        assert_eq!(
+            json(event, &policy),
+            r#"{"time":1764000000.000001,"event":"closed","flow":1,"ended":"not-connected","sent":1,"received":2,"duration":2.030000}"#
+        );
+        let reason = DropReason::SpoofedMac;
+        let line = json(Event::Dropped { reason, count: 9 }, &policy);
+        assert!(
+            line.ends_with(r#""reason":"spoofed-mac","count":9}"#),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn text_is_escaped() {
+        let mut object = Object::new();
+        object.text("a", "\"\\\n\u{1}ü");
+        assert_eq!(object.finish(), r#"{"a":"\"\\\u000a\u0001ü"}"#);
+    }
+}

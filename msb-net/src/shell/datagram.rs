@@ -1,0 +1,69 @@
+//! Upstream UDP: one connected socket per flow, so that the kernel lets in only
+//! what comes from the far end.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{self, RecvFlags, SendFlags};
+
+use super::stream::Turn;
+use crate::gateway::{FlowId, Gateway};
+
+/// Datagrams one flow may bring before the next one has its turn.
+const BUDGET: usize = 32;
+
+pub(super) struct Datagram {
+    fd: OwnedFd,
+    pub(super) readable: bool,
+    /// The flow is in the driver's list of work.
+    pub(super) waiting: bool,
+}
+
+impl Datagram {
+    pub(super) const fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            readable: false,
+            waiting: false,
+        }
+    }
+
+    /// Sends one datagram. What the socket does not take is lost, as anywhere on
+    /// the way; an error that an earlier one caused is reported once and does not
+    /// keep this one back.
+    pub(super) fn send(&self, payload: &[u8]) -> Result<(), Errno> {
+        let mut result = Ok(());
+        for _ in 0..2 {
+            match net::send(&self.fd, payload, SendFlags::NOSIGNAL) {
+                Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS) => break,
+                Err(error @ Errno::CONNREFUSED) => result = Err(error),
+                Err(error) => return Err(error),
+            }
+        }
+        result
+    }
+
+    /// Passes on what came; `buffer` holds the largest datagram.
+    pub(super) fn turn(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        gateway: &mut Gateway,
+        buffer: &mut [u8],
+    ) -> Result<Turn, Errno> {
+        for _ in 0..BUDGET {
+            match net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
+                Ok((_, length)) => gateway.datagram(now, id, &buffer[..length]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    return Ok(Turn::Idle);
+                }
+                // The error is taken off the socket; more datagrams may follow.
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Turn::Again)
+    }
+}

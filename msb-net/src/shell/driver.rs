@@ -1,0 +1,336 @@
+//! The loop: one thread, one epoll set, one turn per wake-up.
+//!
+//! A turn marks what became ready, takes frames of the guest up to a budget, does
+//! what the gateway says, lets each flow that can move bytes do so up to a budget,
+//! and writes frames to the guest. Readiness is edge-triggered and remembered, so
+//! a turn's work depends on what happened and not on how many flows there are.
+//!
+//! Nothing waits for anything but the system: a full link is not asked to take
+//! more frames, so flows fill up, so their sockets are not read, so their peers
+//! stop. The other way round a slow peer fills its own flow's buffer only, and
+//! its guest's window closes.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Token};
+use rustix::io::Errno;
+
+use super::datagram::Datagram;
+use super::dial::{Dial, connect_error};
+use super::link::{MAX_FRAME, Port, Progress};
+use super::stream::{Stream, Turn};
+use super::{Command, Feed};
+use crate::gateway::{Action, FlowId, Gateway};
+use crate::journal::Entry;
+
+/// Events taken from the system at once.
+const MAX_READY: usize = 256;
+
+/// Turns of flows before frames are taken again.
+const MAX_TURNS: usize = 256;
+
+/// Tokens of what is not a flow. Flows have their own numbers, which count up
+/// from 1.
+const LINK: Token = Token(usize::MAX);
+pub(super) const WAKE: Token = Token(usize::MAX - 1);
+
+/// A flow's socket.
+enum Upstream {
+    Stream(Stream),
+    Datagram(Datagram),
+}
+
+pub(super) struct Driver {
+    gateway: Gateway,
+    port: Port,
+    dialer: Box<dyn Dial>,
+    feed: Feed,
+    commands: mpsc::Receiver<Command>,
+    poll: Poll,
+    started: Instant,
+    flows: HashMap<FlowId, Upstream>,
+    /// Flows that may move bytes, each at most once.
+    work: VecDeque<FlowId>,
+    /// For one frame, and for one datagram.
+    frame: Vec<u8>,
+    datagram: Vec<u8>,
+}
+
+/// Why the loop is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// Somebody asked for it.
+    Asked,
+    /// The guest's end of the link is gone.
+    LinkEnded,
+}
+
+impl Driver {
+    pub(super) fn new(
+        gateway: Gateway,
+        port: Port,
+        dialer: Box<dyn Dial>,
+        feed: Feed,
+        commands: mpsc::Receiver<Command>,
+        poll: Poll,
+    ) -> io::Result<Self> {
+        let driver = Self {
+            gateway,
+            port,
+            dialer,
+            feed,
+            commands,
+            poll,
+            started: Instant::now(),
+            flows: HashMap::new(),
+            work: VecDeque::new(),
+            frame: Vec::new(),
+            datagram: vec![0; MAX_FRAME],
+        };
+        driver.register(&driver.port, LINK)?;
+        Ok(driver)
+    }
+
+    /// Runs until it is asked to stop or the link ends.
+    pub(super) fn run(mut self) {
+        let mut ready = mio::Events::with_capacity(MAX_READY);
+        let mut busy = true;
+        loop {
+            let timeout = if busy {
+                Some(Duration::ZERO)
+            } else {
+                self.idle()
+            };
+            match self.poll.poll(&mut ready, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Only a mistake of ours can make this fail.
+                Err(_) => return,
+            }
+            for event in &ready {
+                self.mark(event);
+            }
+            match self.turn() {
+                Ok(more) => busy = more,
+                Err(Stop::Asked | Stop::LinkEnded) => return,
+            }
+        }
+    }
+
+    /// How long nothing has to be done. Without a deadline, until an event.
+    fn idle(&self) -> Option<Duration> {
+        let deadline = self.gateway.next_timeout()?;
+        Some(deadline.saturating_sub(self.started.elapsed()))
+    }
+
+    fn register(&self, fd: &impl AsFd, token: Token) -> io::Result<()> {
+        let fd = fd.as_fd().as_raw_fd();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), token, interest)
+    }
+
+    /// Notes what became ready.
+    fn mark(&mut self, event: &mio::event::Event) {
+        let error = event.is_error();
+        match event.token() {
+            LINK => {
+                self.port.readable |= event.is_readable() || event.is_read_closed() || error;
+                self.port.writable |= event.is_writable();
+            }
+            WAKE => {}
+            Token(number) => {
+                let id = FlowId::from_number(number as u64);
+                match self.flows.get_mut(&id) {
+                    Some(Upstream::Stream(stream)) => {
+                        stream.peer_ended |= event.is_read_closed() || error;
+                        stream.readable |= event.is_readable() || stream.peer_ended;
+                        stream.writable |= event.is_writable() || error;
+                    }
+                    Some(Upstream::Datagram(datagram)) => datagram.readable = true,
+                    None => return,
+                }
+                self.wants_turn(id);
+            }
+        }
+    }
+
+    /// Puts a flow into the list of work.
+    fn wants_turn(&mut self, id: FlowId) {
+        let waiting = match self.flows.get_mut(&id) {
+            Some(Upstream::Stream(stream)) => &mut stream.waiting,
+            Some(Upstream::Datagram(datagram)) => &mut datagram.waiting,
+            None => return,
+        };
+        if !std::mem::replace(waiting, true) {
+            self.work.push_back(id);
+        }
+    }
+
+    /// Does what can be done now; true when there is more of it.
+    fn turn(&mut self) -> Result<bool, Stop> {
+        let now = self.started.elapsed();
+        self.obey()?;
+        if self.port.readable {
+            let (port, gateway, feed) = (&mut self.port, &mut self.gateway, &mut self.feed);
+            let progress = port.receive(|frame| {
+                feed.capture(frame, true);
+                gateway.handle_frame(now, frame);
+            });
+            if progress == Progress::Ended {
+                return Err(Stop::LinkEnded);
+            }
+        }
+        self.gateway.handle_timeout(now);
+        self.act(now);
+        // One turn each: what they wrote is sent before they write more.
+        for _ in 0..self.work.len().min(MAX_TURNS) {
+            let Some(id) = self.work.pop_front() else {
+                break;
+            };
+            self.serve(now, id);
+        }
+        self.act(now);
+        self.send_frames(now)?;
+        self.act(now);
+        self.report();
+        let frames_left = self.port.writable && !self.port.is_empty();
+        Ok(self.port.readable || frames_left || !self.work.is_empty())
+    }
+
+    /// Does what the handle asked for.
+    fn obey(&mut self) -> Result<(), Stop> {
+        match self.commands.try_recv() {
+            Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => Err(Stop::Asked),
+            Err(mpsc::TryRecvError::Empty) => Ok(()),
+        }
+    }
+
+    /// Writes frames to the guest until it takes no more or there are none.
+    fn send_frames(&mut self, now: Duration) -> Result<(), Stop> {
+        loop {
+            let mut more = true;
+            while more && self.port.has_room() {
+                more = self.gateway.poll_frame(now, &mut self.frame);
+                if more {
+                    self.feed.capture(&self.frame, false);
+                    self.port.push(&mut self.frame);
+                }
+            }
+            if self.port.flush() == Progress::Ended {
+                return Err(Stop::LinkEnded);
+            }
+            if !more || !self.port.has_room() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Does what the gateway says.
+    fn act(&mut self, now: Duration) {
+        while let Some(action) = self.gateway.poll_action() {
+            match action {
+                Action::Connect { flow, to } => self.connect(now, flow, to),
+                Action::Readable(flow) => self.with_stream(flow, |s| s.guest_bytes = true),
+                Action::Writable(flow) => self.with_stream(flow, |s| s.guest_room = true),
+                Action::Shutdown(flow) => self.with_stream(flow, Stream::shutdown),
+                Action::Close { flow, reset } => {
+                    if let Some(Upstream::Stream(stream)) = self.flows.remove(&flow) {
+                        stream.close(reset);
+                    }
+                }
+                Action::Send { flow, to, payload } => self.send(flow, to, &payload),
+                Action::Forget(flow) => {
+                    self.flows.remove(&flow);
+                }
+            }
+        }
+    }
+
+    fn with_stream(&mut self, id: FlowId, change: impl FnOnce(&mut Stream)) {
+        if let Some(Upstream::Stream(stream)) = self.flows.get_mut(&id) {
+            change(stream);
+            self.wants_turn(id);
+        }
+    }
+
+    fn connect(&mut self, now: Duration, id: FlowId, to: std::net::SocketAddr) {
+        let opened = self
+            .dialer
+            .stream(id, to)
+            .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
+        match opened {
+            Ok(fd) => {
+                let stream = Upstream::Stream(Stream::new(fd));
+                self.flows.insert(id, stream);
+            }
+            Err(error) => {
+                let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                self.gateway.connect_failed(now, id, connect_error(error));
+            }
+        }
+    }
+
+    fn send(&mut self, id: FlowId, to: std::net::SocketAddr, payload: &[u8]) {
+        if !self.flows.contains_key(&id) {
+            let opened = self
+                .dialer
+                .datagram(id, to)
+                .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
+            let Ok(fd) = opened else {
+                return;
+            };
+            let datagram = Upstream::Datagram(Datagram::new(fd));
+            self.flows.insert(id, datagram);
+        }
+        if let Some(Upstream::Datagram(datagram)) = self.flows.get(&id) {
+            let _ = datagram.send(payload);
+        }
+    }
+
+    /// Gives a flow its turn.
+    fn serve(&mut self, now: Duration, id: FlowId) {
+        let turn = match self.flows.get_mut(&id) {
+            Some(Upstream::Stream(stream)) => {
+                stream.waiting = false;
+                stream.turn(now, id, &mut self.gateway)
+            }
+            Some(Upstream::Datagram(datagram)) => {
+                datagram.waiting = false;
+                let buffer = &mut self.datagram;
+                datagram
+                    .turn(now, id, &mut self.gateway, buffer)
+                    .unwrap_or(Turn::Again)
+            }
+            None => return,
+        };
+        match turn {
+            Turn::Idle => {}
+            Turn::Again => self.wants_turn(id),
+            Turn::Gone => {
+                self.flows.remove(&id);
+            }
+        }
+    }
+
+    /// Hands on the gateway's events as far as somebody takes them.
+    fn report(&mut self) {
+        while self.feed.has_room() {
+            let Some(event) = self.gateway.poll_event() else {
+                return;
+            };
+            let at = SystemTime::now();
+            self.feed.push(Entry { at, event });
+        }
+    }
+}
+
+fn token(id: FlowId) -> Token {
+    Token(id.number() as usize)
+}

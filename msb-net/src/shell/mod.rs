@@ -1,0 +1,226 @@
+//! The driver: does with host sockets what the gateway says.
+//!
+//! [`Network::spawn`] takes a [`Link`], where the guest's frames come from, and
+//! runs one gateway on a thread of its own until it is stopped or the link ends.
+//! This is the only place in the crate that starts anything.
+//!
+//! It needs no asynchronous runtime and works beside any: [`Events::recv`] can be
+//! awaited, [`Events::blocking_recv`] waits without.
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use msb_net::gateway::Config;
+//! use msb_net::policy::Policy;
+//! use msb_net::shell::{Link, Network, Options};
+//!
+//! // The other end goes to the VMM: QEMU's `-netdev stream`, or libkrun.
+//! let (ours, theirs) = UnixStream::pair().unwrap();
+//! let config = Config::new(Policy::public_only(), 0x5eed);
+//! let (network, mut events) = Network::spawn(Options::new(config), Link::stream(ours))?;
+//! drop(theirs);
+//! while let Some(entry) = events.blocking_recv() {
+//!     println!("{}", entry.to_json(network.policy()));
+//! }
+//! # Ok::<(), msb_net::Error>(())
+//! ```
+
+mod datagram;
+mod dial;
+mod driver;
+mod link;
+mod stream;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use mio::{Poll, Waker};
+
+pub use self::dial::{Dial, HostDialer};
+use self::driver::{Driver, WAKE};
+use self::link::Port;
+pub use self::link::{Link, MAX_FRAME};
+use crate::Error;
+use crate::gateway::{Config, Gateway};
+use crate::journal::Entry;
+use crate::policy::Policy;
+
+/// Events on their way to whoever listens; behind them the gateway holds some
+/// more, and then drops the oldest and counts them.
+const MAX_EVENTS: usize = 1024;
+
+/// What a network is made from.
+pub struct Options {
+    /// The gateway's configuration.
+    pub config: Config,
+    /// Opens the host's sockets.
+    pub dialer: Box<dyn Dial>,
+}
+
+impl Options {
+    /// Options with which sockets are opened on this host.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            dialer: Box::new(HostDialer),
+        }
+    }
+}
+
+/// A running gateway. It stops when this is dropped.
+#[derive(Debug)]
+pub struct Network {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+    policy: Arc<Policy>,
+}
+
+/// What a handle asks of its driver.
+enum Command {
+    Stop,
+}
+
+impl Network {
+    /// Starts a gateway on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses a thread or a descriptor.
+    pub fn spawn(options: Options, link: Link) -> Result<(Self, Events), Error> {
+        let failed = |doing| move |error: io::Error| Error::system(doing, &error);
+        let policy = Arc::new(options.config.policy.clone());
+        let poll = Poll::new().map_err(failed("make an epoll set"))?;
+        let waker = Waker::new(poll.registry(), WAKE).map_err(failed("make an event counter"))?;
+        let waker = Arc::new(waker);
+        let (commands, inbox) = mpsc::channel();
+        let (feed, events) = channel(&waker);
+        let port = Port::new(link).map_err(failed("use the guest's link"))?;
+        let gateway = Gateway::new(options.config);
+        let driver = Driver::new(gateway, port, options.dialer, feed, inbox, poll)
+            .map_err(failed("watch the guest's link"))?;
+        let thread = std::thread::Builder::new()
+            .name("msb-net".into())
+            .spawn(move || driver.run())
+            .map_err(failed("start a thread"))?;
+        let network = Self {
+            commands,
+            waker,
+            thread: Some(thread),
+            policy,
+        };
+        Ok((network, events))
+    }
+
+    /// Returns the policy that decides.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Stops the gateway: all its sockets are closed when this returns.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    /// Hands a command to the driver; false when the link has ended.
+    fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok() && self.waker.wake().is_ok()
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was printed by its hook; its sockets are closed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The driver's end of the events.
+struct Feed {
+    sender: tokio::sync::mpsc::Sender<Entry>,
+    starved: Arc<AtomicBool>,
+}
+
+impl Feed {
+    /// Tells whether an event can be pushed; if not, the driver is woken when one can.
+    fn has_room(&self) -> bool {
+        if self.sender.capacity() > 0 {
+            return true;
+        }
+        self.starved.store(true, Ordering::SeqCst);
+        // It may have been emptied between the two.
+        self.sender.capacity() > 0
+    }
+
+    fn push(&self, entry: Entry) {
+        // There is room, or nobody listens any more.
+        let _ = self.sender.try_send(entry);
+    }
+
+    fn capture(&mut self, _frame: &[u8], _from_guest: bool) {}
+}
+
+/// What a [`Network`] tells of, in order. Nobody has to listen: the oldest events
+/// are then dropped, and counted in [`Event::Lost`](crate::gateway::Event::Lost).
+#[derive(Debug)]
+pub struct Events {
+    receiver: tokio::sync::mpsc::Receiver<Entry>,
+    starved: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+}
+
+impl Events {
+    /// Waits for the next event; `None` when the network has stopped.
+    pub async fn recv(&mut self) -> Option<Entry> {
+        let entry = self.receiver.recv().await;
+        self.taken();
+        entry
+    }
+
+    /// As [`recv`](Self::recv), without an asynchronous runtime.
+    ///
+    /// # Panics
+    ///
+    /// Called from within one.
+    pub fn blocking_recv(&mut self) -> Option<Entry> {
+        let entry = self.receiver.blocking_recv();
+        self.taken();
+        entry
+    }
+
+    /// Takes the next event if there is one already.
+    pub fn try_recv(&mut self) -> Option<Entry> {
+        let entry = self.receiver.try_recv().ok();
+        self.taken();
+        entry
+    }
+
+    /// There is room again: the driver may wait for that.
+    fn taken(&self) {
+        if self.starved.swap(false, Ordering::SeqCst) {
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
+    let (sender, receiver) = tokio::sync::mpsc::channel(MAX_EVENTS);
+    let starved = Arc::new(AtomicBool::new(false));
+    let feed = Feed {
+        sender,
+        starved: Arc::clone(&starved),
+    };
+    let waker = Arc::clone(waker);
+    (
+        feed,
+        Events {
+            receiver,
+            starved,
+            waker,
+        },
+    )
+}

@@ -1,0 +1,145 @@
+//! A guest on a stream socket: smoltcp's stack, in real time.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant as Clock};
+
+use msb_net::gateway::Config;
+use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp::{Socket, SocketBuffer};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpCidr};
+
+/// How long a guest waits before the test has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The guest's card: frames behind their lengths.
+struct Card {
+    stream: UnixStream,
+    input: Vec<u8>,
+    mtu: usize,
+}
+
+pub(crate) struct Guest {
+    card: Card,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+}
+
+impl Guest {
+    pub(crate) fn new(config: &Config, stream: UnixStream) -> Self {
+        stream
+            .set_read_timeout(Some(Duration::from_millis(1)))
+            .expect("a socket takes a timeout");
+        let mut card = Card {
+            stream,
+            input: Vec::new(),
+            mtu: usize::from(config.mtu) + 14,
+        };
+        let own = InterfaceConfig::new(EthernetAddress([2, 0, 0, 0, 0, 9]).into());
+        let mut interface = Interface::new(own, &mut card, Instant::now());
+        interface.update_ip_addrs(|list| {
+            list.push(IpCidr::new(config.guest_v4.into(), 24)).unwrap();
+        });
+        let routes = interface.routes_mut();
+        routes.add_default_ipv4_route(config.gateway_v4).unwrap();
+        let sockets = SocketSet::new(Vec::new());
+        Self {
+            card,
+            interface,
+            sockets,
+        }
+    }
+
+    pub(crate) fn connect(&mut self, to: std::net::SocketAddr, from: u16) -> SocketHandle {
+        let bytes = || SocketBuffer::new(vec![0; 300_000]);
+        let mut socket = Socket::new(bytes(), bytes());
+        // Nobody runs the guest any more once it has what it waited for.
+        socket.set_ack_delay(None);
+        let far = (smoltcp::wire::IpAddress::from(to.ip()), to.port());
+        socket
+            .connect(self.interface.context(), far, from)
+            .expect("the guest can connect");
+        self.sockets.add(socket)
+    }
+
+    /// Runs the guest until its socket says so.
+    pub(crate) fn until<T>(
+        &mut self,
+        handle: SocketHandle,
+        mut ready: impl FnMut(&mut Socket<'static>) -> Option<T>,
+    ) -> T {
+        let end = Clock::now() + PATIENCE;
+        loop {
+            self.interface
+                .poll(Instant::now(), &mut self.card, &mut self.sockets);
+            if let Some(result) = ready(self.sockets.get_mut(handle)) {
+                self.interface
+                    .poll(Instant::now(), &mut self.card, &mut self.sockets);
+                return result;
+            }
+            assert!(Clock::now() < end, "the guest waited too long");
+            self.card.fill();
+        }
+    }
+}
+
+impl Card {
+    fn fill(&mut self) {
+        let mut buffer = [0; 65_536];
+        match self.stream.read(&mut buffer) {
+            Ok(length) => self.input.extend_from_slice(&buffer[..length]),
+            Err(error) => assert!(
+                matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+                "{error}"
+            ),
+        }
+    }
+}
+
+struct Frame(Vec<u8>);
+
+struct Sender<'a>(&'a mut UnixStream);
+
+impl Device for Card {
+    type RxToken<'a> = Frame;
+    type TxToken<'a> = Sender<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Frame, Sender<'_>)> {
+        let (length, rest) = self.input.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let frame = rest.get(..length)?.to_vec();
+        self.input.drain(..4 + length);
+        Some((Frame(frame), Sender(&mut self.stream)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
+        Some(Sender(&mut self.stream))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = self.mtu;
+        capabilities
+    }
+}
+
+impl RxToken for Frame {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(&self.0)
+    }
+}
+
+impl TxToken for Sender<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
+        let mut frame = vec![0; 4 + length];
+        frame[..4].copy_from_slice(&(length as u32).to_be_bytes());
+        let result = fill(&mut frame[4..]);
+        self.0
+            .write_all(&frame)
+            .expect("the gateway takes the frame");
+        result
+    }
+}
