@@ -31,15 +31,20 @@ const RUN: Packages = Packages {
     names: &["qemu-system-x86", "e2fsprogs"],
 };
 const DEMO: Packages = Packages {
-    purpose: "make an image and serve it from a registry",
-    names: &["mmdebstrap", "umoci", "skopeo", "docker-registry"],
+    purpose: "make images and serve them from a registry",
+    names: &[
+        "busybox-static",
+        "mmdebstrap",
+        "umoci",
+        "skopeo",
+        "docker-registry",
+    ],
 };
 const TEST: Packages = Packages {
     purpose: "compare with other tools in tests",
     names: &[
         "attr",
         "buildah",
-        "busybox-static",
         "cpio",
         "erofs-utils",
         "iproute2",
