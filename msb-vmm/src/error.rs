@@ -58,6 +58,25 @@ pub enum Error {
         /// The word, cut after 64 characters.
         word: String,
     },
+    /// A network card's address is no card's.
+    #[error(
+        "network card address {}: it must be that of one receiver",
+        colons(mac)
+    )]
+    Mac {
+        /// The address.
+        mac: [u8; 6],
+    },
+    /// A network card's largest packet is out of bounds.
+    #[error("an MTU of {mtu}: a network card has {min} to {max}")]
+    Mtu {
+        /// What was asked for.
+        mtu: u16,
+        /// The least there can be.
+        min: u16,
+        /// The most there can be.
+        max: u16,
+    },
     /// A template needs a port through which the guest says that it is ready.
     #[error("a template needs a machine with a console port")]
     NoPort,
@@ -202,4 +221,9 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// A hardware address as it is usually written, and as QEMU takes it.
+pub(crate) fn colons(mac: &[u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

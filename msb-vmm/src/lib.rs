@@ -16,8 +16,8 @@ pub mod fuzzing;
 pub use engine::{Engine, EngineKind, EngineOptions, Isolation};
 pub use error::{ControlError, Error};
 pub use machine::{
-    Disk, DiskFormat, MAX_DISKS, MAX_MEMORY_MIB, MAX_PORT_NAME, MAX_PORTS, MAX_VCPUS,
-    MIN_MEMORY_MIB, Machine, MemorySize, PortName, Vcpus,
+    Card, Disk, DiskFormat, MAX_DISKS, MAX_MEMORY_MIB, MAX_MTU, MAX_PORT_NAME, MAX_PORTS,
+    MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU, Machine, MemorySize, PortName, TEMPLATE_MAC, Vcpus,
 };
 pub use probe::{Kvm, KvmFault};
 pub use template::{Step, Template, Templates};

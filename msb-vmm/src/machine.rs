@@ -168,6 +168,45 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+/// The smallest largest packet of a network card: IPv6 asks for it (RFC 8200, 5).
+pub const MIN_MTU: u16 = 1280;
+
+/// The largest: what QEMU takes off a socket at once is a little more.
+pub const MAX_MTU: u16 = 65_520;
+
+/// A network card of the guest. Its frames cross a socket to whoever made the
+/// machine ([`Vm::take_network`](crate::Vm::take_network)), and nobody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// The card's own address, which must be that of one receiver.
+    ///
+    /// A copy of a template starts with the template's address, which is
+    /// [`TEMPLATE_MAC`], and has to be told by its guest to take up this one.
+    pub mac: [u8; 6],
+    /// The largest packet, from [`MIN_MTU`] to [`MAX_MTU`] bytes.
+    pub mtu: u16,
+}
+
+/// The network card's address in each template.
+pub const TEMPLATE_MAC: [u8; 6] = [0x02, 0x6d, 0x73, 0x62, 0, 0];
+
+impl Card {
+    fn validate(&self) -> Result<(), Error> {
+        let multicast = self.mac[0] & 1 == 1;
+        if multicast || self.mac == [0; 6] {
+            return Err(Error::Mac { mac: self.mac });
+        }
+        if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
+            return Err(Error::Mtu {
+                mtu: self.mtu,
+                min: MIN_MTU,
+                max: MAX_MTU,
+            });
+        }
+        Ok(())
+    }
+}
+
 /// The description of a virtual machine.
 ///
 /// ```
@@ -200,11 +239,13 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// Console ports. The first is the one a template waits on.
     pub ports: Vec<PortName>,
+    /// The network card, `eth0` in the guest.
+    pub network: Option<Card>,
 }
 
 impl Machine {
     /// Describes a machine with one processor, 512 MiB of memory and neither
-    /// disks nor ports.
+    /// disks nor ports nor a network card.
     pub fn new(kernel: impl Into<PathBuf>, initramfs: impl Into<PathBuf>) -> Self {
         Machine {
             vcpus: Vcpus::ONE,
@@ -214,15 +255,17 @@ impl Machine {
             extra_cmdline: Vec::new(),
             disks: Vec::new(),
             ports: Vec::new(),
+            network: None,
         }
     }
 
-    /// Checks what the types of the fields cannot: counts, duplicate port names
-    /// and words of the command line. Engines call it before they start anything.
+    /// Checks what the types of the fields cannot: counts, duplicate port names,
+    /// words of the command line and the network card. Engines call it before they start anything.
     ///
     /// # Errors
     ///
-    /// [`Error::TooMany`], [`Error::DuplicatePort`] or [`Error::Cmdline`].
+    /// [`Error::TooMany`], [`Error::DuplicatePort`], [`Error::Cmdline`],
+    /// [`Error::Mac`] or [`Error::Mtu`].
     pub fn validate(&self) -> Result<(), Error> {
         if self.disks.len() > MAX_DISKS {
             return Err(Error::TooMany {
@@ -253,7 +296,7 @@ impl Machine {
                 });
             }
         }
-        Ok(())
+        self.network.as_ref().map_or(Ok(()), Card::validate)
     }
 }
 
@@ -313,6 +356,23 @@ mod tests {
                 matches!(machine.validate(), Err(Error::Cmdline { .. })),
                 "{word:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_card_needs_an_address_and_a_fitting_mtu() {
+        let with = |mac, mtu| Machine {
+            network: Some(Card { mac, mtu }),
+            ..Machine::new("k", "i")
+        };
+        assert!(with([2, 0, 0, 0, 0, 1], MAX_MTU).validate().is_ok());
+        for mac in [[0; 6], [1, 0, 0, 0, 0, 1], [0xff; 6]] {
+            let refused = with(mac, MIN_MTU).validate();
+            assert!(matches!(refused, Err(Error::Mac { .. })), "{mac:x?}");
+        }
+        for mtu in [0, MIN_MTU - 1, MAX_MTU + 1, u16::MAX] {
+            let refused = with(TEMPLATE_MAC, mtu).validate();
+            assert!(matches!(refused, Err(Error::Mtu { .. })), "{mtu}");
         }
     }
 }

@@ -139,22 +139,29 @@ impl AsFd for VmmProcess {
 #[derive(Debug)]
 pub struct Vm {
     process: VmmProcess,
-    ports: Vec<(PortName, UnixStream)>,
+    sockets: Sockets,
     kind: EngineKind,
     isolation: Isolation,
     exit: Option<Exit>,
 }
 
+/// The host's ends of a machine's sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    pub(crate) ports: Vec<(PortName, UnixStream)>,
+    pub(crate) network: Option<UnixStream>,
+}
+
 impl Vm {
     pub(crate) fn new(
         process: VmmProcess,
-        ports: Vec<(PortName, UnixStream)>,
+        sockets: Sockets,
         kind: EngineKind,
         isolation: Isolation,
     ) -> Self {
         Vm {
             process,
-            ports,
+            sockets,
             kind,
             isolation,
             exit: None,
@@ -164,11 +171,18 @@ impl Vm {
     /// Takes the host's end of a console port; `None` when there is no such port or
     /// it has been taken.
     pub fn take_port(&mut self, name: &str) -> Option<UnixStream> {
-        let index = self
-            .ports
-            .iter()
-            .position(|(port, _)| port.as_str() == name)?;
-        Some(self.ports.swap_remove(index).1)
+        let ports = &mut self.sockets.ports;
+        let index = ports.iter().position(|(port, _)| port.as_str() == name)?;
+        Some(ports.swap_remove(index).1)
+    }
+
+    /// Takes the host's end of the network card; `None` when there is no card or it
+    /// has been taken.
+    ///
+    /// A stream of Ethernet frames in both directions, each behind its length as a
+    /// 32-bit big-endian number. While it is not read, the guest's frames wait.
+    pub fn take_network(&mut self) -> Option<UnixStream> {
+        self.sockets.network.take()
     }
 
     /// Kills the VMM. The guest gets no chance to flush anything.

@@ -4,4 +4,5 @@
 mod boot;
 mod confinement;
 mod guest;
+mod network;
 mod template;

@@ -9,7 +9,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{Origin, Platform};
-use crate::machine::{Disk, DiskFormat, MAX_DISKS, Machine};
+use crate::error::colons;
+use crate::machine::{Card, Disk, DiskFormat, MAX_DISKS, Machine, TEMPLATE_MAC};
 
 /// The processor that TCG emulates: every feature it has, but for fast string
 /// instructions, which it runs byte by byte, on a model for which Linux does
@@ -26,6 +27,7 @@ const CMDLINE_TCG: &str = include_str!("../../../kernel/cmdline.tcg");
 pub(super) struct Descriptors {
     pub(super) control: RawFd,
     pub(super) ports: Vec<RawFd>,
+    pub(super) network: Option<RawFd>,
 }
 
 /// Returns the options that fix what the guest sees, without names of files: the
@@ -45,6 +47,11 @@ pub(crate) fn layout(machine: &Machine, platform: &Platform) -> Vec<String> {
             .enumerate()
             .map(|(index, port)| port_device(index, port.as_str())),
     );
+    // A copy starts with the template's address, whatever its own is.
+    options.extend(machine.network.as_ref().map(|card| {
+        let mac = TEMPLATE_MAC;
+        network_device(&Card { mac, ..*card })
+    }));
     options
 }
 
@@ -82,6 +89,15 @@ pub(super) fn options(
         };
         args.add("-blockdev", node.to_string());
         args.add("-device", disk_device(index));
+    }
+    if let (Some(card), Some(fd)) = (&machine.network, fds.network) {
+        let mac = match origin {
+            Origin::Template { .. } => TEMPLATE_MAC,
+            Origin::Cold | Origin::Restore { .. } => card.mac,
+        };
+        let backend = format!("stream,id=network,server=off,addr.type=fd,addr.str={fd}");
+        args.add("-netdev", backend);
+        args.add("-device", network_device(&Card { mac, ..*card }));
     }
     if matches!(origin, Origin::Restore { .. }) {
         args.add("-incoming", "defer");
@@ -193,6 +209,17 @@ fn disk_device(index: usize) -> String {
     format!(
         "virtio-blk-device,drive=disk{index},bus=virtio-mmio-bus.{}",
         LAST_SLOT - 1 - index
+    )
+}
+
+/// A card without announcements: a copy has no place in a network to take over, and
+/// its guest would have to run for them.
+fn network_device(card: &Card) -> String {
+    let (mac, mtu) = (colons(&card.mac), card.mtu);
+    let slot = LAST_SLOT - 1 - MAX_DISKS;
+    format!(
+        "virtio-net-device,netdev=network,mac={mac},host_mtu={mtu},guest_announce=off,\
+         bus=virtio-mmio-bus.{slot}"
     )
 }
 

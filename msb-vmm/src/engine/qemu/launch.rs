@@ -15,8 +15,8 @@ use super::{Origin, PROGRAM, Platform, Qemu};
 use crate::confine;
 use crate::engine::{EngineKind, Isolation, launcher};
 use crate::error::{ControlError, Error};
-use crate::machine::{Machine, PortName};
-use crate::vm::{Vm, VmmProcess};
+use crate::machine::Machine;
+use crate::vm::{Sockets, Vm, VmmProcess};
 
 /// How long QEMU may take over anything. It takes milliseconds; a host under heavy
 /// load may need seconds, and one where this passes is broken.
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Launched {
     process: VmmProcess,
     qmp: Connection,
-    ports: Vec<(PortName, UnixStream)>,
+    sockets: Sockets,
 }
 
 /// Spawns QEMU for `machine`.
@@ -40,12 +40,18 @@ pub(super) fn launch(
     let os = |action: &'static str| move |source: io::Error| Error::Os { action, source };
     let sockets = || UnixStream::pair().map_err(os("make a socket pair"));
     let (control, control_theirs) = sockets()?;
-    let mut ports = Vec::with_capacity(machine.ports.len());
+    let mut ours = Sockets::default();
     let mut theirs = Vec::with_capacity(machine.ports.len());
     for port in &machine.ports {
-        let (ours, other) = sockets()?;
-        ports.push((port.clone(), ours));
+        let (end, other) = sockets()?;
+        ours.ports.push((port.clone(), end));
         theirs.push(other);
+    }
+    let mut network_theirs = None;
+    if machine.network.is_some() {
+        let (end, other) = sockets()?;
+        ours.network = Some(end);
+        network_theirs = Some(other);
     }
     let (stderr, stderr_theirs) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|error| os("make a pipe")(error.into()))?;
@@ -53,6 +59,7 @@ pub(super) fn launch(
     let fds = Descriptors {
         control: control_theirs.as_raw_fd(),
         ports: theirs.iter().map(AsRawFd::as_raw_fd).collect(),
+        network: network_theirs.as_ref().map(AsRawFd::as_raw_fd),
     };
     let files: &[&File] = match origin {
         Origin::Cold => &[],
@@ -61,6 +68,7 @@ pub(super) fn launch(
     };
     let mut inherit = fds.ports.clone();
     inherit.push(fds.control);
+    inherit.extend(fds.network);
     inherit.extend(files.iter().map(|file| file.as_raw_fd()));
 
     let mut command = Command::new(qemu.program());
@@ -77,7 +85,7 @@ pub(super) fn launch(
     Ok(Launched {
         process,
         qmp,
-        ports,
+        sockets: ours,
     })
 }
 
@@ -96,11 +104,11 @@ impl Launched {
 
     /// Returns the host's end of the first port.
     pub(crate) fn first_port(&self) -> Option<&UnixStream> {
-        self.ports.first().map(|(_, stream)| stream)
+        self.sockets.ports.first().map(|(_, stream)| stream)
     }
 
     /// Lets go of the control connection.
     pub(super) fn into_vm(self, isolation: Isolation) -> Vm {
-        Vm::new(self.process, self.ports, EngineKind::Qemu, isolation)
+        Vm::new(self.process, self.sockets, EngineKind::Qemu, isolation)
     }
 }

@@ -212,8 +212,11 @@ fn load(qmp: &mut Connection, uri: &str) -> Result<(), ControlError> {
     let mut attempts = 0;
     loop {
         qmp.send("migrate-set-capabilities", &capabilities())?;
+        // A copy has no place in a network that others would have to be told of.
+        qmp.send("migrate-set-parameters", &json!({ "announce-rounds": 0 }))?;
         qmp.send("migrate-incoming", &json!({ "uri": uri }))?;
         let prepared = qmp.reply("migrate-set-capabilities");
+        let prepared = prepared.and(qmp.reply("migrate-set-parameters"));
         match (prepared, qmp.reply("migrate-incoming")) {
             (Err(ControlError::Refused { .. }), Ok(_)) => {
                 // Loading has begun without what it needs: it cannot end well.
