@@ -50,14 +50,24 @@ impl Key {
             content_id("the VMM", qemu.program(), store)?,
             processor(qemu.isolation())?,
         ];
+        Ok(Key::digest(parts.iter().chain(layout)))
+    }
+
+    /// Computes the key of what `variant` makes of this template.
+    pub(super) fn variant(&self, variant: &str) -> Key {
+        Key::digest([FORMAT, &self.0, variant])
+    }
+
+    fn digest(parts: impl IntoIterator<Item = impl AsRef<str>>) -> Key {
         let mut hash = Sha256::new();
-        for part in parts.iter().chain(layout) {
+        for part in parts {
+            let part = part.as_ref();
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
         let mut key = hex(&hash.finalize());
         key.truncate(32);
-        Ok(Key(key))
+        Key(key)
     }
 
     pub(super) fn as_str(&self) -> &str {

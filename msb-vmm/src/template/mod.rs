@@ -9,6 +9,9 @@
 //! template is made with placeholders, which the guest is told to let go of before the
 //! save (that is part of getting ready).
 //!
+//! A *variant* is a template that was started, brought further, and saved again. Its
+//! read-only disks are not placeholders: the guest keeps its hold on them.
+//!
 //! [`key`] decides which machines share a template, [`store`] keeps them on disk.
 //!
 //! # Trust
@@ -21,16 +24,17 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use crate::engine::qemu::{Platform, Qemu, layout};
+use crate::engine::qemu::{Launched, Platform, Qemu, layout};
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::vm::Vm;
 
+mod copy;
 mod key;
 mod store;
 
 use key::Key;
-use store::{Files, Store};
+use store::{Draft, Files, Store};
 
 /// What QEMU says of a state that it cannot load. A template that is refused, for a reason
 /// that its key does not cover, is dropped so that the next start makes a new one.
@@ -134,9 +138,84 @@ impl Templates {
         }
         let draft = self.store.draft(&key, machine.memory.bytes())?;
         progress(Step::Booting);
-        let mut launched = self
+        let launched = self
             .qemu
             .boot_template(machine, &plan.platform, draft.ram())?;
+        let files = self.finish(launched, draft, &mut progress, ready)?;
+        self.store.prune(&[&key]);
+        Ok(self.template(key, plan, files))
+    }
+
+    /// Returns the variant `variant` of the template for `machine`, as
+    /// [`ensure_variant`](Self::ensure_variant) makes it, when there is an undamaged one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Templates::find`].
+    pub fn find_variant(
+        &self,
+        machine: &Machine,
+        variant: &str,
+    ) -> Result<Option<Template>, Error> {
+        let (base, plan) = self.plan(machine)?;
+        let key = base.variant(variant);
+        let files = self.store.open(&key);
+        Ok(files.map(|files| self.template(key, plan, files)))
+    }
+
+    /// Returns a variant of a template: started with the disks of `machine`, brought
+    /// further by `ready`, and saved again under a key made of that of `base` and `variant`.
+    ///
+    /// The guest may keep its hold on read-only disks. `variant` so has to name their
+    /// content, and whatever else `ready` makes depend on. Writable disks are placeholders,
+    /// as in any template.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Templates::ensure`] and [`Template::start`].
+    pub fn ensure_variant<E>(
+        &self,
+        base: &Template,
+        machine: &Machine,
+        variant: &str,
+        mut progress: impl FnMut(Step),
+        ready: impl FnOnce(&UnixStream) -> Result<(), E>,
+    ) -> Result<Template, Error>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        base.check(machine)?;
+        let key = base.key.variant(variant);
+        let _lock = self.store.lock(&key, || progress(Step::Waiting))?;
+        if let Some(files) = self.store.open(&key) {
+            return Ok(self.template(key, base.plan.clone(), files));
+        }
+        let draft = self.store.draft(&key, machine.memory.bytes())?;
+        progress(Step::Booting);
+        copy::sparse(&base.files.ram, draft.ram()).map_err(|source| Error::Os {
+            action: "copy a template's memory",
+            source,
+        })?;
+        let state = base.files.fresh_state()?;
+        let launched =
+            self.qemu
+                .resume_template(machine, &base.plan.platform, draft.ram(), &state)?;
+        let files = self.finish(launched, draft, &mut progress, ready)?;
+        self.store.prune(&[&key, &base.key]);
+        Ok(self.template(key, base.plan.clone(), files))
+    }
+
+    /// Gets a guest ready, saves it and puts it into the store.
+    fn finish<E>(
+        &self,
+        mut launched: Launched,
+        draft: Draft,
+        progress: &mut dyn FnMut(Step),
+        ready: impl FnOnce(&UnixStream) -> Result<(), E>,
+    ) -> Result<Files, Error>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let port = launched.first_port().ok_or(Error::NoPort)?;
         ready(port).map_err(|error| Error::NotReady {
             source: error.into(),
@@ -147,9 +226,7 @@ impl Templates {
         progress(Step::Syncing);
         let sealed = draft.seal()?;
         progress(Step::Publishing);
-        let files = sealed.publish()?;
-        self.store.prune(&key);
-        Ok(self.template(key, plan, files))
+        sealed.publish()
     }
 
     fn template(&self, key: Key, plan: Plan, files: Files) -> Template {
@@ -182,7 +259,7 @@ impl Templates {
 }
 
 /// What a template and its copies have in common, besides the files.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Plan {
     qemu: Qemu,
     platform: Platform,
@@ -209,12 +286,7 @@ impl Template {
     ///
     /// [`Error::OtherMachine`] when the machine's layout differs, and those of [`crate::Engine::boot`].
     pub fn start(&self, machine: &Machine) -> Result<Vm, Error> {
-        machine.validate()?;
-        if layout(machine, &self.plan.platform) != self.plan.layout {
-            return Err(Error::OtherMachine {
-                what: "vcpus, memory, devices or command line",
-            });
-        }
+        self.check(machine)?;
         // Each copy reads the state from its beginning, at its own pace.
         let state = self.files.fresh_state()?;
         let plan = &self.plan;
@@ -226,6 +298,16 @@ impl Template {
             self.store.discard(&self.key);
         }
         started
+    }
+
+    fn check(&self, machine: &Machine) -> Result<(), Error> {
+        machine.validate()?;
+        if layout(machine, &self.plan.platform) == self.plan.layout {
+            return Ok(());
+        }
+        Err(Error::OtherMachine {
+            what: "vcpus, memory, devices or command line",
+        })
     }
 
     /// Returns the template's key, in hex.

@@ -27,9 +27,9 @@ use super::key::{FileState, Key, Remembered, digest};
 use crate::clock::TscRate;
 use crate::error::Error;
 
-/// The most templates kept. Each takes 40 to 60 MB; a user has a few sizes of machine,
-/// and old ones are left behind when the kernel, the agent or the VMM change.
-const MAX_TEMPLATES: usize = 8;
+/// The most templates kept. Each takes 40 to 60 MB; a user has a few sizes of machine and
+/// some images, and old ones are left behind when the kernel, the agent or the VMM change.
+const MAX_TEMPLATES: usize = 16;
 
 /// The most remembered digests kept: three files for each of a few installations.
 const MAX_IDS: usize = 64;
@@ -151,8 +151,8 @@ impl Store {
     }
 
     /// Drops what exceeds [`MAX_TEMPLATES`], the longest unused first, and what killed
-    /// makers left. A template that is being made is left alone, as is `keep`.
-    pub(super) fn prune(&self, keep: &Key) {
+    /// makers left. A template that is being made is left alone, as are those in `keep`.
+    pub(super) fn prune(&self, keep: &[&Key]) {
         let Ok(entries) = fs::read_dir(&self.root) else {
             return;
         };
@@ -179,8 +179,8 @@ impl Store {
     }
 
     /// Removes one folder. What fails here is tried again by the next maker.
-    fn prune_one(&self, key: &str, keep: &Key, folder: &Path) {
-        if key == keep.as_str() {
+    fn prune_one(&self, key: &str, keep: &[&Key], folder: &Path) {
+        if keep.iter().any(|kept| kept.as_str() == key) {
             return;
         }
         let lock = self.root.join(format!(".{key}.lock"));

@@ -129,6 +129,69 @@ fn copies_go_on_from_the_template_and_apart_from_each_other() {
 }
 
 #[test]
+fn a_variant_goes_on_from_its_template_with_its_read_only_disks() {
+    let lab = Lab::new();
+    for (name, byte) in [("image", b'i'), ("one", b'1'), ("two", b'2')] {
+        fs::write(lab.path(name), [byte; 1024]).unwrap();
+    }
+    let disk = |name: &str, read_only| Disk {
+        path: lab.path(name),
+        format: DiskFormat::Raw,
+        read_only,
+    };
+    let with = |name: &str| Machine {
+        disks: vec![disk("image", true), disk(name, false)],
+        ..lab.machine()
+    };
+    let (templates, machine) = (lab.templates(), with("one"));
+    let base = ensure(&templates, &machine).unwrap();
+    let before = snapshot(&lab.path("templates").join(base.key()));
+    let further = |port: &UnixStream| -> Result<(), Failure> {
+        assert_eq!(run(port, "echo $state; state=variant")?, "template");
+        run(port, BIND)?;
+        assert_eq!(run(port, "echo $(head -c 1 /dev/vdb | od -An -tx1)")?, "00");
+        let unbind = "cd -P /sys/block/vdb/device; echo ${PWD##*/} > driver/unbind; cd /";
+        run(port, unbind).map(drop)
+    };
+    let vary = || templates.ensure_variant(&base, &machine, "image i", |_| (), further);
+    assert!(
+        templates
+            .find_variant(&machine, "image i")
+            .unwrap()
+            .is_none()
+    );
+    let variant = vary().unwrap();
+    assert_eq!(
+        templates
+            .find_variant(&machine, "image i")
+            .unwrap()
+            .unwrap()
+            .key(),
+        variant.key()
+    );
+    assert!(
+        templates
+            .find_variant(&machine, "image j")
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        before == snapshot(&lab.path("templates").join(base.key())),
+        "the base changed"
+    );
+
+    let mut copy = variant.start(&with("two")).unwrap();
+    let shell = shell(&mut copy);
+    assert_eq!(
+        run(&shell, "echo $state; head -c 1 /dev/vda").unwrap(),
+        "variant\ni"
+    );
+    run(&shell, BIND).unwrap();
+    assert_eq!(run(&shell, "head -c 1 /dev/vdb").unwrap(), "2");
+    assert_eq!(vary().unwrap().key(), variant.key(), "it is not made twice");
+}
+
+#[test]
 fn a_template_is_for_its_machine_only() {
     let lab = Lab::new();
     let machine = lab.machine();
@@ -325,7 +388,7 @@ fn a_damaged_template_is_made_again() {
 fn the_store_is_bounded() {
     let lab = Lab::new();
     let store = lab.path("templates");
-    for index in 0..20 {
+    for index in 0..30 {
         fs::create_dir_all(store.join(format!("old{index}"))).unwrap();
     }
     fs::create_dir_all(store.join(".killed.draft")).unwrap();
@@ -334,7 +397,7 @@ fn the_store_is_bounded() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let kept: Vec<_> = kept.filter(|name| !name.starts_with('.')).collect();
-    assert_eq!(kept.len(), 8, "{kept:?}");
+    assert_eq!(kept.len(), 16, "{kept:?}");
     assert!(kept.iter().any(|name| name == template.key()));
     assert_eq!(leftovers(&lab), Vec::<String>::new());
 }

@@ -67,8 +67,9 @@ pub(super) fn options(
         args.0.push(option.into());
     }
     args.add("-object", memory(machine, origin));
+    let restored = matches!(origin, Origin::Restore { .. } | Origin::Variant { .. });
     // What is restored has its kernel in its memory.
-    if !matches!(origin, Origin::Restore { .. }) {
+    if !restored {
         args.path("-kernel", &machine.kernel);
         args.path("-initrd", &machine.initramfs);
         args.add("-append", cmdline(machine, platform));
@@ -81,7 +82,11 @@ pub(super) fn options(
         args.add("-device", port_device(index, port.as_str()));
     }
     for (index, disk) in machine.disks.iter().enumerate() {
-        let placeholder = matches!(origin, Origin::Template { .. });
+        let placeholder = match origin {
+            Origin::Cold | Origin::Restore { .. } => false,
+            Origin::Template { .. } => true,
+            Origin::Variant { .. } => !disk.read_only,
+        };
         let node = if placeholder {
             placeholder_node(index, disk)
         } else {
@@ -92,14 +97,14 @@ pub(super) fn options(
     }
     if let (Some(card), Some(fd)) = (&machine.network, fds.network) {
         let mac = match origin {
-            Origin::Template { .. } => TEMPLATE_MAC,
+            Origin::Template { .. } | Origin::Variant { .. } => TEMPLATE_MAC,
             Origin::Cold | Origin::Restore { .. } => card.mac,
         };
         let backend = format!("stream,id=network,server=off,addr.type=fd,addr.str={fd}");
         args.add("-netdev", backend);
         args.add("-device", network_device(&Card { mac, ..*card }));
     }
-    if matches!(origin, Origin::Restore { .. }) {
+    if restored {
         args.add("-incoming", "defer");
     }
     args.0
@@ -157,7 +162,7 @@ fn memory(machine: &Machine, origin: &Origin<'_>) -> String {
     let size = machine.memory.mib();
     match origin {
         Origin::Cold => format!("memory-backend-ram,id=ram,size={size}M,reserve=off"),
-        Origin::Template { ram } => {
+        Origin::Template { ram } | Origin::Variant { ram, .. } => {
             format!(
                 "memory-backend-file,id=ram,size={size}M,share=on,mem-path=/proc/self/fd/{}",
                 ram.as_raw_fd()

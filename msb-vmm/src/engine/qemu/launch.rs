@@ -64,7 +64,7 @@ pub(super) fn launch(
     let files: &[&File] = match origin {
         Origin::Cold => &[],
         Origin::Template { ram } => &[ram],
-        Origin::Restore { ram, state } => &[ram, state],
+        Origin::Restore { ram, state } | Origin::Variant { ram, state } => &[ram, state],
     };
     let mut inherit = fds.ports.clone();
     inherit.push(fds.control);

@@ -58,6 +58,14 @@ pub(crate) enum Origin<'a> {
         /// The template's device state.
         state: &'a File,
     },
+    /// Goes on where a template was saved, to be saved again: what it changes of its
+    /// memory is changed in the file. Writable disks are placeholders.
+    Variant {
+        /// A copy of the template's memory.
+        ram: &'a File,
+        /// The template's device state.
+        state: &'a File,
+    },
 }
 
 /// What executes the guest's instructions.
@@ -193,14 +201,38 @@ impl Qemu {
         ram: &File,
         state: &File,
     ) -> Result<Vm, Error> {
-        check_disks(machine)?;
         let origin = Origin::Restore { ram, state };
-        let mut launched = launch::launch(self, machine, platform, &origin)?;
+        let launched = self.resume(machine, platform, &origin, state)?;
+        Ok(launched.into_vm(self.isolation))
+    }
+
+    /// Starts a copy of a saved machine that changes the file `ram`, itself a copy of
+    /// the saved memory, and can be saved in turn.
+    pub(crate) fn resume_template(
+        &self,
+        machine: &Machine,
+        platform: &Platform,
+        ram: &File,
+        state: &File,
+    ) -> Result<Launched, Error> {
+        let origin = Origin::Variant { ram, state };
+        self.resume(machine, platform, &origin, state)
+    }
+
+    fn resume(
+        &self,
+        machine: &Machine,
+        platform: &Platform,
+        origin: &Origin<'_>,
+        state: &File,
+    ) -> Result<Launched, Error> {
+        check_disks(machine)?;
+        let mut launched = launch::launch(self, machine, platform, origin)?;
         launched.control(|qmp| {
             qmp.execute("qmp_capabilities", &Value::Null)?;
             load(qmp, &format!("fd:{}", state.as_raw_fd()))
         })?;
-        Ok(launched.into_vm(self.isolation))
+        Ok(launched)
     }
 }
 
