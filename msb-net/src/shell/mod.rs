@@ -27,6 +27,7 @@
 mod datagram;
 mod dial;
 mod driver;
+mod host;
 mod link;
 mod stream;
 
@@ -39,6 +40,7 @@ use mio::{Poll, Waker};
 
 pub use self::dial::{Dial, HostDialer};
 use self::driver::{Driver, WAKE};
+pub use self::host::host_addresses;
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};
 use crate::Error;

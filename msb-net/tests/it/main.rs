@@ -1,6 +1,9 @@
 //! The crate as its users see it.
 
 mod corpus;
+mod gateway_example;
 mod guest;
+mod jail;
 mod network;
 mod policy_example;
+mod world;

@@ -1,0 +1,53 @@
+//! What the command lines of the examples have in common: how a policy is given,
+//! where events go, how errors are shown.
+
+pub(crate) mod journal;
+pub(crate) mod policy;
+
+use std::process::ExitCode;
+
+use msb_net::gateway::Config;
+use msb_net::policy::Policy;
+
+/// A failure with advice.
+#[derive(Debug)]
+pub(crate) struct Hinted {
+    pub(crate) message: String,
+    pub(crate) hint: String,
+}
+
+impl std::fmt::Display for Hinted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// Shows an error and its advice; the exit status is that of a tool that could
+/// not even start what it was asked to.
+pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    for cause in error.chain() {
+        let hint = match cause.downcast_ref::<Hinted>() {
+            Some(hinted) => Some(hinted.hint.clone()),
+            None => cause
+                .downcast_ref::<msb_net::Error>()
+                .and_then(msb_net::Error::hint),
+        };
+        if let Some(hint) = hint {
+            eprintln!("hint: {hint}");
+            break;
+        }
+    }
+    ExitCode::from(125)
+}
+
+/// A gateway's configuration with a seed that nobody can guess.
+pub(crate) fn config(policy: Policy) -> anyhow::Result<Config> {
+    let mut seed = [0; 8];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    let mut config = Config::new(policy, u64::from_ne_bytes(seed));
+    config.host_addresses = msb_net::shell::host_addresses()?;
+    Ok(config)
+}

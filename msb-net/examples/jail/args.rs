@@ -1,0 +1,50 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::cli::policy::PolicyArgs;
+
+/// Runs a program whose only way to the network is a gateway with a policy.
+///
+/// The program runs as the caller, in a network of its own: one interface,
+/// net0, and behind it a gateway that decides about every packet. Name servers
+/// are those of the gateway. Files are the caller's.
+///
+/// The exit status is the program's; 128 + N if signal N ended it; 127 if it was
+/// not found, 126 if it could not be executed, 125 if the jail failed.
+#[derive(Parser)]
+#[command(name = "jail", max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+    /// Writes each decision as a line of JSON to FILE, or to standard error if
+    /// FILE is "-"
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+    /// The largest IP packet on the program's interface
+    #[arg(long, value_name = "BYTES", default_value_t = 65_520,
+          value_parser = clap::value_parser!(u16).range(1280..=65_520))]
+    pub(crate) mtu: u16,
+    /// The program and its arguments
+    #[arg(
+        value_name = "CMD",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Args {
+    /// Reads the arguments of this process; help and mistakes end it.
+    pub(crate) fn read() -> anyhow::Result<Self> {
+        Self::try_parse().map_err(|error| {
+            // Mistakes must not look like an exit status of the program.
+            let _ = error.print();
+            std::process::exit(if error.use_stderr() { 125 } else { 0 })
+        })
+    }
+}

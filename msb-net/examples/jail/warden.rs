@@ -1,0 +1,190 @@
+//! The outside: starts the inside, runs the gateway, and waits for the program.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
+
+use anyhow::{Context as _, anyhow, bail};
+use msb_net::gateway::Config;
+use msb_net::shell::{Link, Network, Options};
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Args;
+use crate::cli::journal::Journal;
+use crate::cli::{self, Hinted};
+use crate::inside::{self, Plan};
+use crate::line::Line;
+
+/// What a shell adds to the number of a signal.
+const BY_SIGNAL: i32 = 128;
+
+/// Runs the program in the jail; returns its exit status.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut config = cli::config(args.policy.read()?)?;
+    config.mtu = args.mtu;
+    let journal = Journal::open(args.events.as_deref())?;
+    // One thread: the gateway has its own, and this one only waits.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let status = runtime.block_on(supervise(args, config, &journal))?;
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| BY_SIGNAL + signal));
+    Ok(ExitCode::from(code.unwrap_or(125) as u8))
+}
+
+async fn supervise(args: &Args, config: Config, journal: &Journal) -> anyhow::Result<ExitStatus> {
+    let (line, theirs) = Line::pair()?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(inside::NAME)
+        .args(&args.command)
+        .stdin(theirs.into_descriptor())
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start this program again")?;
+    let pid = child.id().context("the inside ended")? as i32;
+    let tap = match settle_in(&line, pid, &plan(&config)) {
+        Ok(tap) => tap,
+        Err(error) => {
+            // It said why, or it is waiting for a word that will not come.
+            let _ = child.kill().await;
+            return Err(error);
+        }
+    };
+    let (network, mut events) = Network::spawn(Options::new(config), Link::tap(tap))?;
+    let policy = network.policy().clone();
+    let journal = journal.clone();
+    let writer = std::thread::spawn(move || {
+        while let Some(entry) = events.blocking_recv() {
+            journal.write(|| entry.to_json(&policy));
+        }
+    });
+    line.send("go", None)?;
+    let status = wait(&mut child, pid).await?;
+    network.stop();
+    let _ = writer.join();
+    Ok(status)
+}
+
+fn plan(config: &Config) -> Plan {
+    let root = rustix::process::geteuid().is_root();
+    let group = rustix::process::getegid().as_raw();
+    Plan {
+        mtu: config.mtu,
+        guest_v4: config.guest_v4,
+        gateway_v4: config.gateway_v4,
+        guest_v6: config.guest_v6,
+        gateway_v6: config.gateway_v6,
+        // The largest number that the setting can hold.
+        ping_groups: if root {
+            (0, i32::MAX as u32)
+        } else {
+            (group, group)
+        },
+    }
+}
+
+/// Leads the inside up to the point where it has a network but for the gateway.
+/// Returns the gateway's end.
+fn settle_in(line: &Line, pid: i32, plan: &Plan) -> anyhow::Result<OwnedFd> {
+    // A closed standard input is none.
+    let stdin = match rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
+        Ok(stdin) => stdin,
+        Err(_) => File::open("/dev/null")?.into(),
+    };
+    line.send(&plan.to_string(), Some(stdin.as_fd()))?;
+    hear(line, "map")?;
+    map_ids(pid)?;
+    line.send("mapped", None)?;
+    hear(line, "tap")?.context("no device came from the inside")
+}
+
+/// Waits for one word, or for what went wrong.
+fn hear(line: &Line, word: &str) -> anyhow::Result<Option<OwnedFd>> {
+    let message = line.receive()?.context("the inside ended early")?;
+    if message.text == word {
+        return Ok(message.descriptor);
+    }
+    let mut lines = message.text.split('\n');
+    match (lines.next(), lines.next(), lines.next()) {
+        (Some("error"), Some(message), Some("")) => Err(anyhow!("{message}")),
+        (Some("error"), Some(message), Some(hint)) => Err(Hinted {
+            message: message.into(),
+            hint: hint.into(),
+        }
+        .into()),
+        _ => bail!("the inside says {:?} in place of {word:?}", message.text),
+    }
+}
+
+/// Says who the inside's users are: everybody when root asks, and the caller
+/// alone otherwise.
+fn map_ids(pid: i32) -> anyhow::Result<()> {
+    let user = rustix::process::geteuid();
+    let group = rustix::process::getegid();
+    let folder = Path::new("/proc").join(pid.to_string());
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    if user.is_root() {
+        // Root in a container may itself be mapped: hand on what is there.
+        write("uid_map", &everybody("/proc/self/uid_map")?)?;
+        write("gid_map", &everybody("/proc/self/gid_map")?)
+    } else {
+        let (user, group) = (user.as_raw(), group.as_raw());
+        write("setgroups", "deny")?;
+        write("uid_map", &format!("{user} {user} 1\n"))?;
+        write("gid_map", &format!("{group} {group} 1\n"))
+    }
+}
+
+/// The map that leaves every id of this process's namespace as it is.
+fn everybody(path: &str) -> io::Result<String> {
+    let own = std::fs::read_to_string(path)?;
+    let mut map = String::new();
+    for line in own.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(first), Some(_), Some(count)) = (words.next(), words.next(), words.next()) {
+            map += &format!("{first} {first} {count}\n");
+        }
+    }
+    Ok(map)
+}
+
+/// Waits for the program, and passes on signals meanwhile.
+async fn wait(child: &mut Child, pid: i32) -> anyhow::Result<ExitStatus> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        let passed_on = tokio::select! {
+            status = child.wait() => return Ok(status?),
+            _ = interrupt.recv() => Signal::INT,
+            _ = quit.recv() => Signal::QUIT,
+            _ = terminate.recv() => Signal::TERM,
+            _ = hangup.recv() => Signal::HUP,
+        };
+        // What is typed goes to the program as well: it must not come twice.
+        let typed = matches!(passed_on, Signal::INT | Signal::QUIT) && in_foreground();
+        if let Some(pid) = Pid::from_raw(pid).filter(|_| !typed) {
+            // It may just have ended; the next turn sees that.
+            let _ = rustix::process::kill_process(pid, passed_on);
+        }
+    }
+}
+
+/// Tells whether the terminal's signals go to the group of this process.
+fn in_foreground() -> bool {
+    let Ok(terminal) = File::open("/dev/tty") else {
+        return false;
+    };
+    rustix::termios::tcgetpgrp(&terminal).is_ok_and(|group| group == rustix::process::getpgrp())
+}

@@ -1,0 +1,177 @@
+//! The jail, with real programs in it.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Output};
+
+use crate::world::{World, done};
+
+/// A jail with these arguments on the host.
+fn jail(world: &World, arguments: &[&str]) -> Command {
+    let mut command = world.host.command(world.example("jail"));
+    command.args(arguments);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Status, standard output, standard error.
+fn told(output: &Output) -> (Option<i32>, String, String) {
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// Answers one request with a small page.
+fn page(stream: &mut TcpStream) {
+    let mut request = [0; 4096];
+    if stream.read(&mut request).is_ok() {
+        let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
+    }
+}
+
+#[test]
+fn a_jailed_program_reaches_what_the_policy_names_and_nothing_else() {
+    const ATTEMPTS: &str = "
+        for url in 1.1.1.1 10.9.0.1 169.254.169.254 '[2606::1]' 11.0.0.2 127.0.0.1; do
+            echo \"$url: $(curl -g -s -m 20 http://$url/ || echo no)\"
+        done";
+    let world = World::new();
+    for at in [
+        "1.1.1.1:80",
+        "10.9.0.1:80",
+        "169.254.169.254:80",
+        "[2606::1]:80",
+    ] {
+        world.serve(at, page);
+    }
+    let events = world.folder.path().join("events");
+    let output = done(
+        jail(&world, &["--rule", "deny tcp 80 2606::1", "--events"])
+            .arg(&events)
+            .args(["sh", "-c", ATTEMPTS]),
+    );
+    assert_eq!(
+        text(&output.stdout),
+        "1.1.1.1: hello\n10.9.0.1: no\n169.254.169.254: no\n[2606::1]: no\n11.0.0.2: no\n127.0.0.1: no\n"
+    );
+    let events = std::fs::read_to_string(events).expect("events were written");
+    for (event, address) in [
+        ("allow", "1.1.1.1"),
+        ("deny", "10.9.0.1"),
+        ("deny", "169.254.169.254"),
+        ("deny", "2606::1"),
+        ("deny", "11.0.0.2"),
+    ] {
+        let told = |line: &str| {
+            line.contains(&format!("\"event\":\"{event}\""))
+                && line.contains(&format!("\"address\":\"{address}\""))
+        };
+        assert!(events.lines().any(told), "{event} {address} in\n{events}");
+    }
+}
+
+#[test]
+fn a_jail_needs_no_privileges() {
+    let world = World::new();
+    world.serve("1.1.1.1:80", page);
+    // The device may be root's alone: here is one for everybody, seen only here.
+    let node = world.folder.path().join("tun");
+    done(
+        world
+            .host
+            .command("mknod")
+            .arg("-m666")
+            .arg(&node)
+            .args(["c", "10", "200"]),
+    );
+    done(
+        world
+            .host
+            .command("mount")
+            .arg("--bind")
+            .arg(&node)
+            .arg("/dev/net/tun"),
+    );
+    let mut command = world.host.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    command.arg(world.example("jail"));
+    command.args([
+        "sh",
+        "-c",
+        "id -u; id -g; curl -s -m 20 http://1.1.1.1/; grep -v '^#' /etc/resolv.conf",
+    ]);
+    let output = done(&mut command);
+    assert_eq!(
+        text(&output.stdout),
+        "65534\n65534\nhello\nnameserver 192.168.127.1\n"
+    );
+}
+
+#[test]
+fn the_jail_ends_as_its_program_does() {
+    let world = World::new();
+    for (command, code) in [
+        (&["sh", "-c", "exit 7"][..], 7),
+        (&["sh", "-c", "kill -TERM $$"], 143),
+        (&["no-such-program"], 127),
+        (&["/etc/passwd"], 126),
+        (&["--mtu", "3", "true"], 125),
+        (&["--net", "al", "true"], 125),
+    ] {
+        let output = jail(&world, command).output().expect("it starts");
+        let (status, _, error) = told(&output);
+        assert_eq!(status, Some(code), "{command:?}: {error}");
+    }
+}
+
+#[test]
+fn the_program_has_the_standard_input() {
+    let world = World::new();
+    let mut child = jail(&world, &["cat"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(b"through")
+        .expect("it is read");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(told(&output), (Some(0), "through".into(), String::new()));
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let world = World::new();
+    let policy = world.folder.path().join("policy");
+    std::fs::write(&policy, "preset none\nalow tcp 443 1.1.1.1\n").expect("a file");
+    let output = jail(&world, &["--policy"])
+        .arg(&policy)
+        .arg("true")
+        .output();
+    let (status, _, error) = told(&output.expect("it starts"));
+    assert_eq!(status, Some(125));
+    let message =
+        "line 2, column 1: expected a statement, found \"alow\"\nhint: did you mean `allow`?\n";
+    assert!(error.ends_with(message), "{error}");
+
+    // As on a system whose administrator forbids user namespaces.
+    let mut forbidden = world.host.command("unshare");
+    forbidden.args(["--user", "--map-root-user", "sh", "-c"]);
+    forbidden.arg("echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"");
+    forbidden.arg("sh").arg(world.example("jail")).arg("true");
+    let (status, _, error) = told(&forbidden.output().expect("it starts"));
+    assert_eq!(status, Some(125), "{error}");
+    assert!(
+        error.starts_with("error: cannot make user, network and mount namespaces")
+            && error.ends_with("hint: raise the limit: sysctl user.max_user_namespaces=10000\n"),
+        "{error}"
+    );
+}
