@@ -1,6 +1,7 @@
 //! What the command lines of the examples have in common: how a policy is given,
 //! where events go, how errors are shown.
 
+pub(crate) mod capture;
 pub(crate) mod journal;
 pub(crate) mod policy;
 

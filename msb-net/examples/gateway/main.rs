@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::cli::capture::CaptureArgs;
 use crate::cli::journal::Journal;
 use crate::cli::policy::PolicyArgs;
 use crate::socket::Socket;
@@ -48,6 +49,8 @@ struct Args {
     /// FILE is "-"
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    #[command(flatten)]
+    capture: CaptureArgs,
     /// The largest IP packet on the guests' links
     #[arg(long, value_name = "BYTES", default_value_t = 65_520,
           value_parser = clap::value_parser!(u16).range(1280..=65_520))]
@@ -99,8 +102,9 @@ async fn serve(args: &Args, config: &Config, journal: &Journal) -> anyhow::Resul
                 // No two guests share a seed: sequence numbers of one say
                 // nothing about those of another.
                 let config = cli::config(config.policy.clone())?;
-                let config = Config { mtu: args.mtu, ..config };
-                match stream.and_then(|stream| guest.start(config, stream)) {
+                let mut options = Options::new(Config { mtu: args.mtu, ..config });
+                options.capture = args.capture.open(count)?;
+                match stream.and_then(|stream| start(options, stream)) {
                     Ok((network, events)) => drop(guests.spawn(guest.serve(network, events))),
                     Err(error) => eprintln!("guest {count}: {error:#}"),
                 }
@@ -115,6 +119,11 @@ async fn serve(args: &Args, config: &Config, journal: &Journal) -> anyhow::Resul
     Ok(())
 }
 
+fn start(options: Options, stream: UnixStream) -> anyhow::Result<(Network, Events)> {
+    let link = Link::stream(stream.into_std()?);
+    Network::spawn(options, link).context("cannot start a gateway")
+}
+
 /// One connection.
 struct Guest {
     number: u64,
@@ -123,11 +132,6 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(&self, config: Config, stream: UnixStream) -> anyhow::Result<(Network, Events)> {
-        let link = Link::stream(stream.into_std()?);
-        Network::spawn(Options::new(config), link).context("cannot start a gateway")
-    }
-
     /// Writes what happens, until the guest is gone or everything stops.
     async fn serve(mut self, network: Network, mut events: Events) {
         let mut network = Some(network);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::cli::capture::CaptureArgs;
 use crate::cli::policy::PolicyArgs;
 
 /// Runs a program whose only way to the network is a gateway with a policy.
@@ -24,6 +25,8 @@ pub(crate) struct Args {
     /// FILE is "-"
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) capture: CaptureArgs,
     /// The largest IP packet on the program's interface
     #[arg(long, value_name = "BYTES", default_value_t = 65_520,
           value_parser = clap::value_parser!(u16).range(1280..=65_520))]

@@ -32,14 +32,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let status = runtime.block_on(supervise(args, config, &journal))?;
+    let mut options = Options::new(config);
+    options.capture = args.capture.open(1)?;
+    let status = runtime.block_on(supervise(args, options, &journal))?;
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| BY_SIGNAL + signal));
     Ok(ExitCode::from(code.unwrap_or(125) as u8))
 }
 
-async fn supervise(args: &Args, config: Config, journal: &Journal) -> anyhow::Result<ExitStatus> {
+async fn supervise(args: &Args, options: Options, journal: &Journal) -> anyhow::Result<ExitStatus> {
     let (line, theirs) = Line::pair()?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(inside::NAME)
@@ -49,7 +51,7 @@ async fn supervise(args: &Args, config: Config, journal: &Journal) -> anyhow::Re
         .spawn()
         .context("cannot start this program again")?;
     let pid = child.id().context("the inside ended")? as i32;
-    let tap = match settle_in(&line, pid, &plan(&config)) {
+    let tap = match settle_in(&line, pid, &plan(&options.config)) {
         Ok(tap) => tap,
         Err(error) => {
             // It said why, or it is waiting for a word that will not come.
@@ -57,7 +59,7 @@ async fn supervise(args: &Args, config: Config, journal: &Journal) -> anyhow::Re
             return Err(error);
         }
     };
-    let (network, mut events) = Network::spawn(Options::new(config), Link::tap(tap))?;
+    let (network, mut events) = Network::spawn(options, Link::tap(tap))?;
     let policy = network.policy().clone();
     let journal = journal.clone();
     let writer = std::thread::spawn(move || {

@@ -201,7 +201,11 @@ impl Driver {
         self.act(now);
         self.report();
         let frames_left = self.port.writable && !self.port.is_empty();
-        Ok(self.port.readable || frames_left || !self.work.is_empty())
+        let more = self.port.readable || frames_left || !self.work.is_empty();
+        if !more {
+            self.feed.rest();
+        }
+        Ok(more)
     }
 
     /// Does what the handle asked for.

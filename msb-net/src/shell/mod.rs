@@ -29,12 +29,14 @@ mod dial;
 mod driver;
 mod host;
 mod link;
+mod pcapng;
 mod stream;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use mio::{Poll, Waker};
 
@@ -43,6 +45,7 @@ use self::driver::{Driver, WAKE};
 pub use self::host::host_addresses;
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};
+pub use self::pcapng::Capture;
 use crate::Error;
 use crate::gateway::{Config, Gateway};
 use crate::journal::Entry;
@@ -58,6 +61,8 @@ pub struct Options {
     pub config: Config,
     /// Opens the host's sockets.
     pub dialer: Box<dyn Dial>,
+    /// Where the guest's frames are written to, if anywhere.
+    pub capture: Option<Capture>,
 }
 
 impl Options {
@@ -66,6 +71,7 @@ impl Options {
         Self {
             config,
             dialer: Box::new(HostDialer),
+            capture: None,
         }
     }
 }
@@ -97,7 +103,8 @@ impl Network {
         let waker = Waker::new(poll.registry(), WAKE).map_err(failed("make an event counter"))?;
         let waker = Arc::new(waker);
         let (commands, inbox) = mpsc::channel();
-        let (feed, events) = channel(&waker);
+        let (mut feed, events) = channel(&waker);
+        feed.capture = options.capture;
         let port = Port::new(link).map_err(failed("use the guest's link"))?;
         let gateway = Gateway::new(options.config);
         let driver = Driver::new(gateway, port, options.dialer, feed, inbox, poll)
@@ -145,6 +152,7 @@ impl Drop for Network {
 struct Feed {
     sender: tokio::sync::mpsc::Sender<Entry>,
     starved: Arc<AtomicBool>,
+    capture: Option<Capture>,
 }
 
 impl Feed {
@@ -163,7 +171,18 @@ impl Feed {
         let _ = self.sender.try_send(entry);
     }
 
-    fn capture(&mut self, _frame: &[u8], _from_guest: bool) {}
+    fn capture(&mut self, frame: &[u8], from_guest: bool) {
+        if let Some(capture) = &mut self.capture {
+            capture.frame(SystemTime::now(), frame, from_guest);
+        }
+    }
+
+    /// Nothing will happen for a while: whoever reads the capture meanwhile sees all.
+    fn rest(&mut self) {
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+    }
 }
 
 /// What a [`Network`] tells of, in order. Nobody has to listen: the oldest events
@@ -215,6 +234,7 @@ fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
     let feed = Feed {
         sender,
         starved: Arc::clone(&starved),
+        capture: None,
     };
     let waker = Arc::clone(waker);
     (

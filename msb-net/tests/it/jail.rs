@@ -175,3 +175,40 @@ fn mistakes_are_explained() {
         "{error}"
     );
 }
+
+/// What an independent reader finds in a capture: how many packets went each way.
+fn directions(mut file: &[u8]) -> (usize, usize) {
+    let word = |bytes: &[u8]| u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"));
+    let (mut from_guest, mut to_guest) = (0, 0);
+    while !file.is_empty() {
+        let (block, rest) = file.split_at(word(&file[4..]) as usize);
+        if word(block) == 6 {
+            // Flags are the last option but for the end of options.
+            match word(&block[block.len() - 12..]) {
+                1 => from_guest += 1,
+                2 => to_guest += 1,
+                flags => panic!("flags {flags}"),
+            }
+        }
+        file = rest;
+    }
+    (from_guest, to_guest)
+}
+
+#[test]
+fn a_capture_holds_what_crossed_the_link() {
+    let world = World::new();
+    let path = world.folder.path().join("capture");
+    done(
+        jail(&world, &["--pcap"])
+            .arg(&path)
+            .args(["ping", "-c3", "-i0.01", "192.168.127.1"]),
+    );
+    let file = std::fs::read(path).expect("a capture was written");
+    let (from_guest, to_guest) = directions(&file);
+    // Three requests and an address resolution at least, all of them answered.
+    assert!(
+        from_guest >= 4 && to_guest >= 4,
+        "{from_guest} and {to_guest}"
+    );
+}
