@@ -116,7 +116,7 @@ impl Bench {
         let templates = self.engine.templates(self.scratch.path().join("templates"));
         let ready = |mut agent: &std::os::unix::net::UnixStream| {
             setup::hello(&mut agent)?;
-            setup::prepare(&mut agent)
+            setup::prepare(&mut agent, None)
         };
         templates.ensure(&machine, |_| (), ready)?;
 

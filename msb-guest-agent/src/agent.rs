@@ -18,7 +18,9 @@ mod disks;
 mod exec;
 mod identity;
 mod link;
+mod network;
 mod root;
+mod rtnetlink;
 mod session;
 mod stage;
 mod sys;
@@ -87,6 +89,7 @@ pub fn attached(socket: OwnedFd) -> io::Result<()> {
         env: Vec::new(),
         user: Some(format!("{}:{}", uid.as_raw(), gid.as_raw())),
         workdir: None,
+        network: None,
     };
     let mut session = Session::new(Link::new(socket)?, World::open(&config)?, false)?;
     match session.run()? {

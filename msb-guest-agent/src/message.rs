@@ -9,12 +9,14 @@
 //! each other apart.
 
 mod exec;
+mod network;
 mod setup;
 
 pub use exec::{
     ExecError, ExecRequest, ExitStatus, InvalidSignal, Request, ResetCode, Signal, StreamCommand,
     StreamEvent, TtySize,
 };
+pub use network::{Address, Host, NetworkSpec};
 pub use setup::{
     AgentHello, Configured, DiskName, Entropy, GuestConfig, RootSpec, SetupFailure, Upper,
 };
@@ -23,7 +25,7 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The version of the protocol that this library speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Longest encoded message, in bytes.
 ///
@@ -40,9 +42,12 @@ pub enum HostMessage {
         /// [`PROTOCOL_VERSION`] of the host.
         version: u32,
     },
-    /// Let go of all disks, so that a template can be saved: answered with
-    /// [`AgentMessage::Prepared`].
-    Prepare,
+    /// Set up what all copies of a template have in common and let go of all disks, so
+    /// that it can be saved: answered with [`AgentMessage::Prepared`].
+    Prepare {
+        /// The network as far as copies share it: usually all but the card's address.
+        network: Option<NetworkSpec>,
+    },
     /// Make this guest somebody and bring up its root: answered with
     /// [`AgentMessage::Configured`]; ends the setup phase.
     Configure(Box<GuestConfig>),

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 
 use crate::error::Error;
 use crate::message::{
-    self, AgentHello, AgentMessage, Configured, GuestConfig, HostMessage, MAX_MESSAGE,
+    self, AgentHello, AgentMessage, Configured, GuestConfig, HostMessage, MAX_MESSAGE, NetworkSpec,
     PROTOCOL_VERSION, SetupFailure,
 };
 use crate::wire::{Frame, FrameDecoder, HEADER_LEN, Kind, StreamId, put_message};
@@ -36,13 +36,14 @@ pub fn hello<L: Read + Write>(link: &mut L) -> Result<AgentHello, Error> {
     }
 }
 
-/// Makes the agent let go of all disks, so that the guest can be saved and
-/// restored with others.
+/// Makes the agent set up what all copies share and let go of all disks, so that the
+/// guest can be saved and restored with others.
 ///
 /// # Errors
 /// As [`hello`].
-pub fn prepare<L: Read + Write>(link: &mut L) -> Result<(), Error> {
-    match exchange(link, &HostMessage::Prepare, "preparing it for a template")? {
+pub fn prepare<L: Read + Write>(link: &mut L, network: Option<NetworkSpec>) -> Result<(), Error> {
+    let request = HostMessage::Prepare { network };
+    match exchange(link, &request, "preparing it for a template")? {
         AgentMessage::Prepared => Ok(()),
         _ => Err(unexpected("another answer to Prepare")),
     }
@@ -55,6 +56,7 @@ pub fn prepare<L: Read + Write>(link: &mut L) -> Result<(), Error> {
 /// [`Error::Setup`] with what went wrong in the guest, otherwise as [`hello`].
 pub fn configure<L: Read + Write>(link: &mut L, config: GuestConfig) -> Result<Configured, Error> {
     let (hostname, machine_id) = (config.hostname.clone(), config.machine_id);
+    let mac = config.network.as_ref().map(|network| network.mac);
     let request = HostMessage::Configure(Box::new(config));
     let AgentMessage::Configured(done) = exchange(link, &request, "configuring it")? else {
         return Err(unexpected("another answer to Configure"));
@@ -62,6 +64,7 @@ pub fn configure<L: Read + Write>(link: &mut L, config: GuestConfig) -> Result<C
     let confirmed = done.entropy_bits >= 256
         && done.hostname == hostname
         && done.machine_id == machine_id
+        && done.mac == mac
         && !done.boot_id.is_empty();
     if !confirmed {
         return Err(unexpected("the guest did not confirm its identity"));

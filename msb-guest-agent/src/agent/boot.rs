@@ -15,11 +15,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink};
 
 use super::disks::Disks;
 use super::link::Link;
+use super::network::Network;
 use super::stage::{self, Stage};
 use super::world::World;
 use super::{configure, root};
 use crate::message::{
-    self, AgentHello, AgentMessage, Errno, HostMessage, MAX_MESSAGE, PROTOCOL_VERSION, SetupFailure,
+    self, AgentHello, AgentMessage, Errno, HostMessage, MAX_MESSAGE, NetworkSpec, PROTOCOL_VERSION,
+    SetupFailure,
 };
 use crate::wire::{FrameDecoder, Kind, StreamId, put_message};
 
@@ -46,11 +48,12 @@ pub(super) fn boot() -> io::Result<Booted> {
         scratch: vec![0; 16 * 1024],
         stage: Stage::default(),
         disks: Disks::default(),
+        network: Network::default(),
     };
     loop {
         let request = setup.receive()?;
         if let HostMessage::Configure(config) = request {
-            match configure::configure(&config, &mut setup.stage, &mut setup.disks) {
+            match configure::configure(&config, &mut setup) {
                 Ok((answer, world, root)) => {
                     setup.send(&AgentMessage::Configured(Box::new(answer)))?;
                     let link = setup.link;
@@ -66,38 +69,41 @@ pub(super) fn boot() -> io::Result<Booted> {
     }
 }
 
-struct Setup {
+/// The state of the setup phase.
+pub(super) struct Setup {
     link: Link,
     decoder: FrameDecoder,
     scratch: Vec<u8>,
-    stage: Stage,
-    disks: Disks,
+    pub(super) stage: Stage,
+    pub(super) disks: Disks,
+    pub(super) network: Network,
 }
 
 impl Setup {
     fn answer(&mut self, request: &HostMessage) -> AgentMessage {
-        match *request {
-            HostMessage::Hello { version } if version == PROTOCOL_VERSION => {
+        match request {
+            HostMessage::Hello { version } if *version == PROTOCOL_VERSION => {
                 AgentMessage::Hello(AgentHello {
                     version: PROTOCOL_VERSION,
                 })
             }
             HostMessage::Hello { version } => AgentMessage::Failed(SetupFailure::Version {
-                host: version,
+                host: *version,
                 agent: PROTOCOL_VERSION,
             }),
-            HostMessage::Prepare => match self.prepare() {
+            HostMessage::Prepare { network } => match self.prepare(network.as_ref()) {
                 Ok(()) => AgentMessage::Prepared,
                 Err(failure) => AgentMessage::Failed(failure),
             },
-            HostMessage::Ping { token } => AgentMessage::Pong { token },
+            HostMessage::Ping { token } => AgentMessage::Pong { token: *token },
             _ => AgentMessage::Failed(SetupFailure::Refused("not during setup".into())),
         }
     }
 
     /// Does ahead of the save what does not depend on who the guest becomes.
-    fn prepare(&mut self) -> Result<(), SetupFailure> {
+    fn prepare(&mut self, network: Option<&NetworkSpec>) -> Result<(), SetupFailure> {
         self.stage.make()?;
+        self.network.apply(network)?;
         let unbound = self.disks.unbind();
         unbound.map_err(|error| step("let go of the disks", &error))
     }

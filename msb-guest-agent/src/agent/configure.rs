@@ -11,10 +11,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
-use super::boot::step;
-use super::disks::Disks;
+use super::boot::{Setup, step};
 use super::root::Root;
-use super::stage::Stage;
 use super::sys;
 use super::users::Database;
 use super::world::World;
@@ -26,8 +24,7 @@ const MAX_HOSTNAME: usize = 64;
 /// Does everything the message asks for.
 pub(super) fn configure(
     config: &GuestConfig,
-    stage: &mut Stage,
-    disks: &mut Disks,
+    setup: &mut Setup,
 ) -> Result<(Configured, World, Root), SetupFailure> {
     check(config)?;
     let entropy = config.entropy.0.as_bytes();
@@ -35,11 +32,13 @@ pub(super) fn configure(
     set_clock(config.wall_clock_ns).map_err(|error| step("set the clock", &error))?;
     rustix::system::sethostname(config.hostname.as_bytes())
         .map_err(|errno| step("set the host name", &errno.into()))?;
-    stage.make()?;
-    disks
+    setup.stage.make()?;
+    setup.network.apply(config.network.as_ref())?;
+    setup
+        .disks
         .bind()
         .map_err(|error| step("take up the disks", &error))?;
-    let root = Root::mount(config, disks)?;
+    let root = Root::mount(config, &setup.disks)?;
     let workdir = config
         .workdir
         .as_ref()
@@ -65,6 +64,7 @@ pub(super) fn configure(
         uid: user.uid,
         gid: user.gid,
         resumed: root.resumed,
+        mac: config.network.as_ref().map(|network| network.mac),
     };
     let world = World::open(config).map_err(|error| step("open /dev", &error))?;
     Ok((answer, world, root))

@@ -10,7 +10,11 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
+use super::network;
 use crate::message::GuestConfig;
+
+/// Replaced, not written: in images it often is a link to what a service would make.
+const RESOLV_CONF: &str = "resolv.conf";
 
 /// Files in `/etc` that are still to be written.
 #[derive(Debug)]
@@ -33,7 +37,11 @@ impl Identity {
                 "127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
                  ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
             );
-            files.push(("hosts", hosts));
+            let more = config.network.as_ref().map(network::hosts);
+            files.push(("hosts", hosts + &more.unwrap_or_default()));
+        }
+        if let Some(network) = &config.network {
+            files.push((RESOLV_CONF, network::resolv_conf(network)));
         }
         Identity { files }
     }
@@ -52,6 +60,8 @@ impl Identity {
             let image = plain_or_missing(&lower.join(name))?;
             match image {
                 Below::Missing => create(&upper.join(name), &content)?,
+                // What is in the upper hides what is below, whatever that is.
+                _ if name == RESOLV_CONF => create(&upper.join(name), &content)?,
                 Below::Plain(image) if image.is_file() => {
                     let path = upper.join(name);
                     create(&path, &content)?;
@@ -72,9 +82,13 @@ impl Identity {
             return Ok(());
         }
         for (name, content) in self.files {
-            overwrite(&etc.join(name), &content)?;
+            let path = etc.join(name);
+            if name == RESOLV_CONF && !path.symlink_metadata().is_ok_and(|old| old.is_file()) {
+                let _ = fs::remove_file(&path);
+            }
+            overwrite(&path, &content)?;
         }
-        let resolver = etc.join("resolv.conf");
+        let resolver = etc.join(RESOLV_CONF);
         if !resolver.exists() {
             // The image's may be a link into nowhere.
             let _ = fs::remove_file(&resolver);
@@ -141,7 +155,7 @@ fn overwrite(path: &Path, content: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{ByteString, Entropy, RootSpec};
+    use crate::message::{ByteString, Entropy, Host, NetworkSpec, RootSpec};
 
     fn config() -> GuestConfig {
         GuestConfig {
@@ -156,6 +170,7 @@ mod tests {
             env: Vec::new(),
             user: None,
             workdir: None,
+            network: None,
         }
     }
 
@@ -215,6 +230,73 @@ mod tests {
         let left: Vec<_> = identity.files.iter().map(|(name, _)| *name).collect();
         assert_eq!(left, ["machine-id", "hosts"]);
         assert!(!upper.join("etc/hosts").is_symlink());
+    }
+
+    fn with_network() -> GuestConfig {
+        let network = NetworkSpec {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            resolvers: vec![[192, 0, 2, 1].into()],
+            search: Vec::new(),
+            hosts: vec![Host {
+                address: [192, 0, 2, 1].into(),
+                name: "gateway".into(),
+            }],
+        };
+        GuestConfig {
+            network: Some(network),
+            ..config()
+        }
+    }
+
+    /// What images have in place of the resolver's file: whatever it is, it gives way.
+    #[test]
+    fn the_resolvers_file_is_ours() {
+        type Make = fn(&Path) -> io::Result<()>;
+        use std::os::unix::fs::symlink;
+        let makers: [(&str, Make); 4] = [
+            ("nothing", |_| Ok(())),
+            ("file", |path| fs::write(path, "nameserver 203.0.113.1\n")),
+            ("dangling", |path| symlink("../run/stub-resolv.conf", path)),
+            ("elsewhere", |path| symlink("hostname", path)),
+        ];
+        for (name, make) in makers {
+            let place = Place::new(&format!("resolver-{name}"));
+            let (lower, upper) = (place.0.join("lower"), place.0.join("upper"));
+            for root in [&lower, &upper] {
+                fs::create_dir(root.join("etc")).unwrap();
+            }
+            fs::write(lower.join("etc/hostname"), "old").unwrap();
+            make(&lower.join("etc/resolv.conf")).unwrap();
+            fs::remove_dir(upper.join("etc")).unwrap();
+            let mut identity = Identity::new(&with_network(), false);
+            identity.write_below(&lower, &upper).unwrap();
+            assert!(identity.files.is_empty(), "{name}");
+            let written = upper.join("etc/resolv.conf");
+            assert!(written.symlink_metadata().unwrap().is_file(), "{name}");
+            assert_eq!(
+                fs::read_to_string(&written).unwrap(),
+                "nameserver 192.0.2.1\n"
+            );
+            assert!(
+                place
+                    .read("upper/etc/hosts")
+                    .ends_with("192.0.2.1\tgateway\n")
+            );
+
+            // The same where the upper was used before, through the mounted root.
+            let identity = Identity::new(&with_network(), true);
+            identity.write(&lower).unwrap();
+            let written = lower.join("etc/resolv.conf");
+            assert!(written.symlink_metadata().unwrap().is_file(), "{name}");
+            assert_eq!(
+                fs::read_to_string(&written).unwrap(),
+                "nameserver 192.0.2.1\n"
+            );
+            assert_eq!(place.read("lower/etc/hostname"), "box\n");
+        }
     }
 
     #[test]

@@ -220,6 +220,7 @@ mod tests {
             },
             env: env.iter().map(|entry| ByteString::from(*entry)).collect(),
             user: None,
+            network: None,
             workdir: None,
         };
         World::open(&config).unwrap()

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Errno};
+use super::{ByteString, Errno, NetworkSpec};
 
 /// The agent's side of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,8 @@ pub struct GuestConfig {
     pub user: Option<String>,
     /// The image's working directory; `/` when `None`. Made when missing.
     pub workdir: Option<ByteString>,
+    /// The network card; none is up when `None`.
+    pub network: Option<NetworkSpec>,
 }
 
 /// Where the root file system comes from.
@@ -109,6 +111,8 @@ pub struct Configured {
     pub gid: u32,
     /// Whether the upper held changes from an earlier start.
     pub resumed: bool,
+    /// The address that the network card was given.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// Why a setup request failed.

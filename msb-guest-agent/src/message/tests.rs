@@ -40,16 +40,35 @@ fn config(upper: Upper) -> GuestConfig {
         env: vec!["A=1".into()],
         user: Some("u".into()),
         workdir: Some("/w".into()),
+        network: None,
     }
 }
 
 #[test]
 fn host_messages() {
     pin(HostMessage::Hello { version: 1 }, "00 01");
-    pin(HostMessage::Prepare, "01");
+    pin(HostMessage::Prepare { network: None }, "01 00");
+    let network = Some(NetworkSpec {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 300,
+        addresses: vec![Address {
+            address: [192, 0, 2, 2].into(),
+            prefix: 24,
+        }],
+        gateways: vec!["2001:db8::1".parse().unwrap()],
+        resolvers: vec![[192, 0, 2, 1].into()],
+        search: vec!["s".into()],
+        hosts: vec![Host {
+            address: [192, 0, 2, 1].into(),
+            name: "n".into(),
+        }],
+    });
+    let bytes = "020000000001 ac02 01 00 c0000202 18 01 01 20010db8000000000000000000000001 \
+                 01 00 c0000201 01 0173 01 00 c0000201 016e";
+    pin(HostMessage::Prepare { network }, &format!("01 01 {bytes}"));
     let id = "ab".repeat(16);
     let head = format!("02 02eeee ac02 0168 {id} 03766461");
-    let tail = "01 03413d31 01 0175 01 022f77";
+    let tail = "01 03413d31 01 0175 01 022f77 00";
     let configure = |upper| HostMessage::Configure(Box::new(config(upper)));
     pin(
         configure(Upper::Tmpfs { size: None }),
@@ -81,11 +100,12 @@ fn agent_messages() {
         uid: 2,
         gid: 3,
         resumed: true,
+        mac: None,
     };
     let id = "ab".repeat(16);
     pin(
         AgentMessage::Configured(Box::new(configured)),
-        &format!("02 8002 0162 01 0168 {id} 02 03 01"),
+        &format!("02 8002 0162 01 0168 {id} 02 03 01 00"),
     );
     let failed = AgentMessage::Failed;
     pin(

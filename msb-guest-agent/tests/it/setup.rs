@@ -59,6 +59,7 @@ fn config() -> GuestConfig {
         env: vec![vec![b'x'; 100_000].into()],
         user: None,
         workdir: None,
+        network: None,
     }
 }
 
@@ -72,6 +73,7 @@ fn configured() -> Configured {
         uid: 0,
         gid: 0,
         resumed: false,
+        mac: None,
     }
 }
 
@@ -86,13 +88,13 @@ fn hello_prepare_configure() {
         AgentMessage::Configured(Box::new(configured())),
     ]);
     assert_eq!(setup::hello(&mut host).unwrap(), hello);
-    setup::prepare(&mut host).unwrap();
+    setup::prepare(&mut host, None).unwrap();
     assert_eq!(setup::configure(&mut host, config()).unwrap(), configured());
     let expected = [
         HostMessage::Hello {
             version: PROTOCOL_VERSION,
         },
-        HostMessage::Prepare,
+        HostMessage::Prepare { network: None },
         HostMessage::Configure(Box::new(config())),
     ];
     assert_eq!(script.join().unwrap(), expected);
@@ -100,7 +102,10 @@ fn hello_prepare_configure() {
 
 #[test]
 fn a_version_mismatch_names_both() {
-    let failure = SetupFailure::Version { host: 1, agent: 9 };
+    let failure = SetupFailure::Version {
+        host: PROTOCOL_VERSION,
+        agent: 9,
+    };
     let answers = [
         AgentMessage::Failed(failure.clone()),
         AgentMessage::Hello(AgentHello { version: 9 }),
@@ -111,7 +116,7 @@ fn a_version_mismatch_names_both() {
         assert_eq!(error, Error::Setup(failure.clone()));
         let text = error.to_string();
         assert!(
-            text.contains("version 1") && text.contains("version 9"),
+            text.contains(&format!("version {PROTOCOL_VERSION}")) && text.contains("version 9"),
             "{text}"
         );
         assert!(error.hint().is_some());
@@ -132,6 +137,10 @@ fn an_unconfirmed_identity_is_an_error() {
         },
         Configured {
             machine_id: [4; 16],
+            ..configured()
+        },
+        Configured {
+            mac: Some([2, 0, 0, 0, 0, 1]),
             ..configured()
         },
         Configured {

@@ -194,7 +194,7 @@ fn ready_for_saving(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     agent.set_read_timeout(Some(AGENT_TIMEOUT))?;
     setup::hello(&mut agent)?;
-    setup::prepare(&mut agent)?;
+    setup::prepare(&mut agent, None)?;
     Ok(())
 }
 
@@ -236,6 +236,7 @@ fn guest_config(launch: &Launch, image: &Image) -> Result<GuestConfig, Failure> 
             .clone()
             .or_else(|| filled(&config.workdir))
             .map(ByteString::from),
+        network: None,
     })
 }
 
