@@ -19,6 +19,7 @@ mod exec;
 mod identity;
 mod link;
 mod network;
+mod read_ahead;
 mod root;
 mod rtnetlink;
 mod session;
@@ -37,6 +38,7 @@ use rustix::system::RebootCommand;
 use self::boot::Booted;
 use self::link::Link;
 use self::session::{End, Session};
+use self::stage::Devices;
 use self::world::World;
 use crate::message::{AgentMessage, Entropy, GuestConfig, RootSpec, Upper};
 
@@ -91,7 +93,8 @@ pub fn attached(socket: OwnedFd) -> io::Result<()> {
         workdir: None,
         network: None,
     };
-    let mut session = Session::new(Link::new(socket)?, World::open(&config)?, false)?;
+    let world = World::new(&config, Devices::open()?);
+    let mut session = Session::new(Link::new(socket)?, world, false)?;
     match session.run()? {
         End::Shutdown => session.farewell(&AgentMessage::ShutdownDone { clean: true }),
         End::HostGone => Ok(()),

@@ -69,6 +69,16 @@ pub enum HostMessage {
         /// killed, in milliseconds.
         grace_ms: u32,
     },
+    /// Mount the root ahead of [`HostMessage::Configure`], so that copies of a template
+    /// find it mounted: answered with [`AgentMessage::Prepared`]. Refused for an upper that
+    /// is a disk, which no two guests can share.
+    MountRoot {
+        /// As it will be said to `Configure`.
+        root: RootSpec,
+        /// Files of the root that copies will soon read, with what cannot be read left out:
+        /// their content is in the template's memory then.
+        read_ahead: Vec<ByteString>,
+    },
 }
 
 /// What the agent says on the control stream, always as an answer.
@@ -76,7 +86,7 @@ pub enum HostMessage {
 pub enum AgentMessage {
     /// The agent is there and speaks the host's version.
     Hello(AgentHello),
-    /// The disks are let go of.
+    /// The guest can be saved.
     Prepared,
     /// The guest is who the host said, its root is mounted, execs may be opened.
     Configured(Box<Configured>),

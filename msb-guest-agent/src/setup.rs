@@ -11,8 +11,8 @@ use bytes::BytesMut;
 
 use crate::error::Error;
 use crate::message::{
-    self, AgentHello, AgentMessage, Configured, GuestConfig, HostMessage, MAX_MESSAGE, NetworkSpec,
-    PROTOCOL_VERSION, SetupFailure,
+    self, AgentHello, AgentMessage, ByteString, Configured, GuestConfig, HostMessage, MAX_MESSAGE,
+    NetworkSpec, PROTOCOL_VERSION, RootSpec, SetupFailure,
 };
 use crate::wire::{Frame, FrameDecoder, HEADER_LEN, Kind, StreamId, put_message};
 
@@ -46,6 +46,23 @@ pub fn prepare<L: Read + Write>(link: &mut L, network: Option<NetworkSpec>) -> R
     match exchange(link, &request, "preparing it for a template")? {
         AgentMessage::Prepared => Ok(()),
         _ => Err(unexpected("another answer to Prepare")),
+    }
+}
+
+/// Makes the agent mount the root before anybody is configured, and read the files
+/// `read_ahead`, so that the guest can be saved with both.
+///
+/// # Errors
+/// As [`hello`].
+pub fn mount_root<L: Read + Write>(
+    link: &mut L,
+    root: RootSpec,
+    read_ahead: Vec<ByteString>,
+) -> Result<(), Error> {
+    let request = HostMessage::MountRoot { root, read_ahead };
+    match exchange(link, &request, "mounting its root")? {
+        AgentMessage::Prepared => Ok(()),
+        _ => Err(unexpected("another answer to MountRoot")),
     }
 }
 

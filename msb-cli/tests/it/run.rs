@@ -1,10 +1,11 @@
 //! Programs, their input, output, environment and end.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::process::Stdio;
 
-use crate::lab::{BUSYBOX, Lab, PYTHON, finish, text, wait};
+use crate::lab::{BUSYBOX, Lab, PYTHON, finish, image_layout, text, wait};
 
 #[test]
 fn a_program_runs_and_its_output_comes_out() {
@@ -39,6 +40,29 @@ fn python_says_hello() {
         b"",
     );
     assert_eq!(run.success(), "Hello from a microVM!\n");
+}
+
+/// Templates hold what their guest has read of an image.
+#[test]
+fn an_image_that_took_anothers_name_is_what_runs() {
+    let lab = Lab::empty();
+    let here = |lab: &Lab| {
+        let script = "test -e /usr/bin/python3 && echo python || echo busybox";
+        finish(
+            &mut lab.msb(["run", "-q", "changing", "--", "sh", "-c", script]),
+            b"",
+        )
+        .success()
+    };
+    for layout in ["busybox", "python", "busybox"] {
+        let from = image_layout(layout);
+        let pull = ["pull", "-q", "--from"].map(OsStr::new);
+        let words = pull
+            .into_iter()
+            .chain([from.as_os_str(), OsStr::new("changing")]);
+        finish(&mut lab.msb(words), b"").success();
+        assert_eq!(here(&lab), format!("{layout}\n"));
+    }
 }
 
 #[test]

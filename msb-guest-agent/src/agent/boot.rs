@@ -16,12 +16,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink};
 use super::disks::Disks;
 use super::link::Link;
 use super::network::Network;
+use super::root::Root;
 use super::stage::{self, Stage};
 use super::world::World;
-use super::{configure, root};
+use super::{configure, read_ahead};
 use crate::message::{
-    self, AgentHello, AgentMessage, Errno, HostMessage, MAX_MESSAGE, NetworkSpec, PROTOCOL_VERSION,
-    SetupFailure,
+    self, AgentHello, AgentMessage, ByteString, Errno, HostMessage, MAX_MESSAGE, NetworkSpec,
+    PROTOCOL_VERSION, RootSpec, SetupFailure, Upper,
 };
 use crate::wire::{FrameDecoder, Kind, StreamId, put_message};
 
@@ -35,7 +36,7 @@ const UEVENT_GROUP: u32 = 1;
 pub(super) struct Booted {
     pub(super) link: Link,
     pub(super) world: World,
-    pub(super) root: root::Root,
+    pub(super) root: Root,
 }
 
 /// Boots to the end of the setup phase.
@@ -49,6 +50,7 @@ pub(super) fn boot() -> io::Result<Booted> {
         stage: Stage::default(),
         disks: Disks::default(),
         network: Network::default(),
+        root: None,
     };
     loop {
         let request = setup.receive()?;
@@ -77,6 +79,8 @@ pub(super) struct Setup {
     pub(super) stage: Stage,
     pub(super) disks: Disks,
     pub(super) network: Network,
+    /// The root, if it was mounted ahead.
+    pub(super) root: Option<Root>,
 }
 
 impl Setup {
@@ -95,6 +99,12 @@ impl Setup {
                 Ok(()) => AgentMessage::Prepared,
                 Err(failure) => AgentMessage::Failed(failure),
             },
+            HostMessage::MountRoot { root, read_ahead } => {
+                match self.mount_root(root, read_ahead) {
+                    Ok(()) => AgentMessage::Prepared,
+                    Err(failure) => AgentMessage::Failed(failure),
+                }
+            }
             HostMessage::Ping { token } => AgentMessage::Pong { token: *token },
             _ => AgentMessage::Failed(SetupFailure::Refused("not during setup".into())),
         }
@@ -106,6 +116,24 @@ impl Setup {
         self.network.apply(network)?;
         let unbound = self.disks.unbind();
         unbound.map_err(|error| step("let go of the disks", &error))
+    }
+
+    /// Mounts the root before anybody owns it.
+    fn mount_root(
+        &mut self,
+        root: &RootSpec,
+        read_ahead: &[ByteString],
+    ) -> Result<(), SetupFailure> {
+        if self.root.is_some() || matches!(root.upper, Upper::Disk(_)) {
+            let reason = "a root is mounted ahead once, and not with a disk as its upper";
+            return Err(SetupFailure::Refused(reason.into()));
+        }
+        self.stage.make()?;
+        let bound = self.disks.bind_up_to(&root.lower);
+        bound.map_err(|error| step("take up the root's disk", &error))?;
+        self.root = Some(Root::mount(root, &self.disks)?);
+        read_ahead::read(read_ahead, &mut self.scratch);
+        Ok(())
     }
 
     /// Waits for a request, for as long as it takes. A host that went away is

@@ -6,9 +6,9 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::boot::{Setup, step};
@@ -28,17 +28,22 @@ pub(super) fn configure(
 ) -> Result<(Configured, World, Root), SetupFailure> {
     check(config)?;
     let entropy = config.entropy.0.as_bytes();
-    reseed(entropy).map_err(|error| step("reseed the random generator", &error))?;
+    let random = setup.stage.make()?.random.as_fd();
+    sys::reseed(random, entropy).map_err(|error| step("reseed the random generator", &error))?;
     set_clock(config.wall_clock_ns).map_err(|error| step("set the clock", &error))?;
     rustix::system::sethostname(config.hostname.as_bytes())
         .map_err(|errno| step("set the host name", &errno.into()))?;
-    setup.stage.make()?;
     setup.network.apply(config.network.as_ref())?;
     setup
         .disks
         .bind()
         .map_err(|error| step("take up the disks", &error))?;
-    let root = Root::mount(config, &setup.disks)?;
+    let mut root = match setup.root.take() {
+        None => Root::mount(&config.root, &setup.disks)?,
+        Some(root) if root.spec == config.root => root,
+        Some(_) => return Err(invalid("root", "another one is mounted already")),
+    };
+    root.identify(config);
     let workdir = config
         .workdir
         .as_ref()
@@ -66,15 +71,12 @@ pub(super) fn configure(
         resumed: root.resumed,
         mac: config.network.as_ref().map(|network| network.mac),
     };
-    let world = World::open(config).map_err(|error| step("open /dev", &error))?;
-    Ok((answer, world, root))
+    let devices = setup.stage.take_devices();
+    let devices = devices.ok_or_else(|| SetupFailure::Refused("configured already".into()))?;
+    Ok((answer, World::new(config, devices), root))
 }
 
 fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
-    let invalid = |what: &str, reason: &str| SetupFailure::Invalid {
-        what: what.into(),
-        reason: reason.into(),
-    };
     let entropy = config.entropy.0.0.len();
     if !(Entropy::MIN..=Entropy::MAX).contains(&entropy) {
         return Err(invalid("entropy", "it has to have 32 to 512 bytes"));
@@ -101,10 +103,11 @@ fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
     Ok(())
 }
 
-fn reseed(entropy: &[u8]) -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let random = rustix::fs::open("/dev/random", flags, Mode::empty())?;
-    sys::reseed(std::os::fd::AsFd::as_fd(&random), entropy)
+fn invalid(what: &str, reason: &str) -> SetupFailure {
+    SetupFailure::Invalid {
+        what: what.into(),
+        reason: reason.into(),
+    }
 }
 
 fn set_clock(ns: u64) -> io::Result<()> {

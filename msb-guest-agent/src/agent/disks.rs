@@ -33,8 +33,19 @@ impl Disks {
 
     /// Puts the driver back; the disks are there when this returns.
     pub(super) fn bind(&mut self) -> io::Result<()> {
-        for name in self.unbound.drain(..) {
-            fs::write(format!("{DRIVER}/bind"), name)?;
+        self.bind_while(|| true)
+    }
+
+    /// Puts the driver back on disks, in their order, until one of them is the kernel's
+    /// `name`. The others are not touched.
+    pub(super) fn bind_up_to(&mut self, name: &DiskName) -> io::Result<()> {
+        let device = format!("/dev/{}", name.0);
+        self.bind_while(|| !Path::new(&device).exists())
+    }
+
+    fn bind_while(&mut self, more: impl Fn() -> bool) -> io::Result<()> {
+        while !self.unbound.is_empty() && more() {
+            fs::write(format!("{DRIVER}/bind"), self.unbound.remove(0))?;
         }
         Ok(())
     }

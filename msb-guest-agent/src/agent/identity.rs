@@ -1,11 +1,11 @@
-//! The files that say who this guest is: host name, machine id, hosts.
+//! The files that say who this guest is: host name, machine id, hosts, resolvers.
 //!
-//! Where the upper of the root is new they are put there before the overlay is
-//! mounted: writing through an overlay copies up what is below, which is much
-//! kernel code for a freshly restored guest. What cannot be written that way is
-//! written through the root, once there is one.
+//! Where the upper of the root is new, empty ones are put there before the overlay is
+//! mounted, and kept open until their content is known: writing through an overlay copies
+//! up what is below, which is much kernel code for a freshly restored guest. What cannot
+//! be made that way is written through the root.
 
-use std::fs::{self, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
@@ -13,89 +13,94 @@ use std::path::Path;
 use super::network;
 use crate::message::GuestConfig;
 
+const MACHINE_ID: &str = "machine-id";
+const HOSTNAME: &str = "hostname";
+const HOSTS: &str = "hosts";
 /// Replaced, not written: in images it often is a link to what a service would make.
 const RESOLV_CONF: &str = "resolv.conf";
 
-/// Files in `/etc` that are still to be written.
-#[derive(Debug)]
+/// Files in `/etc` that are there already and wait for their content.
+#[derive(Debug, Default)]
 pub(super) struct Identity {
-    files: Vec<(&'static str, String)>,
+    files: Vec<(&'static str, File)>,
 }
 
 impl Identity {
-    /// Everything, for a root that is new or was used before. On the latter
-    /// only what must not be stale is written: the rest may be the user's.
-    pub(super) fn new(config: &GuestConfig, resumed: bool) -> Identity {
-        let id = config.machine_id.iter().map(|byte| format!("{byte:02x}"));
-        let name = &config.hostname;
-        let mut files = vec![
-            ("machine-id", id.collect::<String>() + "\n"),
-            ("hostname", format!("{name}\n")),
-        ];
-        if !resumed {
-            let hosts = format!(
-                "127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
-                 ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-            );
-            let more = config.network.as_ref().map(network::hosts);
-            files.push(("hosts", hosts + &more.unwrap_or_default()));
-        }
-        if let Some(network) = &config.network {
-            files.push((RESOLV_CONF, network::resolv_conf(network)));
-        }
-        Identity { files }
-    }
-
-    /// Writes what can be put into a new `upper` of `lower` with the result
-    /// that writing through the overlay has; keeps the rest.
-    pub(super) fn write_below(&mut self, lower: &Path, upper: &Path) -> io::Result<()> {
+    /// Makes in a new `upper` of `lower` what can be made there with the result that
+    /// writing through the overlay has.
+    pub(super) fn prepare(lower: &Path, upper: &Path) -> io::Result<Identity> {
         let (lower, upper) = (lower.join("etc"), upper.join("etc"));
         let Some(image) = plain(&lower)?.filter(Metadata::is_dir) else {
-            return Ok(());
+            return Ok(Identity::default());
         };
         fs::create_dir(&upper)?;
         take_over(&upper, &image, 0o755)?;
-        let mut kept = Vec::new();
-        for (name, content) in self.files.drain(..) {
-            let image = plain_or_missing(&lower.join(name))?;
-            match image {
-                Below::Missing => create(&upper.join(name), &content)?,
+        let mut files = Vec::new();
+        for name in [MACHINE_ID, HOSTNAME, HOSTS, RESOLV_CONF] {
+            let path = upper.join(name);
+            match plain_or_missing(&lower.join(name))? {
+                Below::Missing => files.push((name, create(&path)?)),
                 // What is in the upper hides what is below, whatever that is.
-                _ if name == RESOLV_CONF => create(&upper.join(name), &content)?,
+                _ if name == RESOLV_CONF => files.push((name, create(&path)?)),
                 Below::Plain(image) if image.is_file() => {
-                    let path = upper.join(name);
-                    create(&path, &content)?;
+                    files.push((name, create(&path)?));
                     take_over(&path, &image, 0o644)?;
                 }
-                _ => kept.push((name, content)),
+                _ => {}
             }
         }
-        self.files = kept;
-        Ok(())
+        Ok(Identity { files })
     }
 
-    /// Writes what is left into the `/etc` of `root`, and an empty
-    /// `resolv.conf` where there is none.
-    pub(super) fn write(self, root: &Path) -> io::Result<()> {
+    /// Writes everything, into the files that were prepared or else into the `/etc` of
+    /// `root`. In a root that was used before (`resumed`) only what must not be stale is
+    /// written: the rest may be the user's.
+    pub(super) fn write(
+        mut self,
+        config: &GuestConfig,
+        resumed: bool,
+        root: &Path,
+    ) -> io::Result<()> {
         let etc = root.join("etc");
-        if !etc.is_dir() {
-            return Ok(());
-        }
-        for (name, content) in self.files {
+        for (name, content) in contents(config, resumed) {
+            let prepared = self.files.iter_mut().find(|(known, _)| *known == name);
+            if let Some((_, file)) = prepared {
+                file.write_all(content.as_bytes())?;
+                continue;
+            }
+            if !etc.is_dir() {
+                return Ok(());
+            }
             let path = etc.join(name);
             if name == RESOLV_CONF && !path.symlink_metadata().is_ok_and(|old| old.is_file()) {
                 let _ = fs::remove_file(&path);
             }
             overwrite(&path, &content)?;
         }
-        let resolver = etc.join(RESOLV_CONF);
-        if !resolver.exists() {
-            // The image's may be a link into nowhere.
-            let _ = fs::remove_file(&resolver);
-            overwrite(&resolver, "")?;
-        }
         Ok(())
     }
+}
+
+/// The files by their names.
+fn contents(config: &GuestConfig, resumed: bool) -> Vec<(&'static str, String)> {
+    let id = config.machine_id.iter().map(|byte| format!("{byte:02x}"));
+    let name = &config.hostname;
+    let mut files = vec![
+        (MACHINE_ID, id.collect::<String>() + "\n"),
+        (HOSTNAME, format!("{name}\n")),
+    ];
+    if !resumed {
+        let hosts = format!(
+            "127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+        );
+        let more = config.network.as_ref().map(network::hosts);
+        files.push((HOSTS, hosts + &more.unwrap_or_default()));
+    }
+    // Without a network there is nobody to ask: the image's resolvers are not reached.
+    let resolvers = config.network.as_ref().map(network::resolv_conf);
+    files.push((RESOLV_CONF, resolvers.unwrap_or_default()));
+    files
 }
 
 /// What the image has in a place.
@@ -126,10 +131,9 @@ fn plain(path: &Path) -> io::Result<Option<Metadata>> {
     })
 }
 
-fn create(path: &Path, content: &str) -> io::Result<()> {
+fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o644);
-    options.open(path)?.write_all(content.as_bytes())
+    options.write(true).create_new(true).mode(0o644).open(path)
 }
 
 /// Gives what was made with `mode`, by root, the owner and mode of `image`.
@@ -208,9 +212,8 @@ mod tests {
         fs::write(lower.join("etc/hostname"), "a longer old name").unwrap();
         let secret = Permissions::from_mode(0o600);
         fs::set_permissions(lower.join("etc/hostname"), secret).unwrap();
-        let mut identity = Identity::new(&config(), false);
-        identity.write_below(&lower, &upper).unwrap();
-        assert!(identity.files.is_empty());
+        let identity = Identity::prepare(&lower, &upper).unwrap();
+        identity.write(&config(), false, &place.0).unwrap();
         assert_eq!(place.read("upper/etc/hostname"), "box\n");
         assert_eq!(place.read("upper/etc/machine-id"), "ab".repeat(16) + "\n");
         assert!(place.read("upper/etc/hosts").contains("localhost box\n"));
@@ -225,10 +228,9 @@ mod tests {
         fs::create_dir(lower.join("etc")).unwrap();
         std::os::unix::fs::symlink("/nowhere", lower.join("etc/hosts")).unwrap();
         fs::create_dir(lower.join("etc/machine-id")).unwrap();
-        let mut identity = Identity::new(&config(), false);
-        identity.write_below(&lower, &upper).unwrap();
-        let left: Vec<_> = identity.files.iter().map(|(name, _)| *name).collect();
-        assert_eq!(left, ["machine-id", "hosts"]);
+        let identity = Identity::prepare(&lower, &upper).unwrap();
+        let made: Vec<_> = identity.files.iter().map(|(name, _)| *name).collect();
+        assert_eq!(made, [HOSTNAME, RESOLV_CONF]);
         assert!(!upper.join("etc/hosts").is_symlink());
     }
 
@@ -271,9 +273,8 @@ mod tests {
             fs::write(lower.join("etc/hostname"), "old").unwrap();
             make(&lower.join("etc/resolv.conf")).unwrap();
             fs::remove_dir(upper.join("etc")).unwrap();
-            let mut identity = Identity::new(&with_network(), false);
-            identity.write_below(&lower, &upper).unwrap();
-            assert!(identity.files.is_empty(), "{name}");
+            let identity = Identity::prepare(&lower, &upper).unwrap();
+            identity.write(&with_network(), false, &place.0).unwrap();
             let written = upper.join("etc/resolv.conf");
             assert!(written.symlink_metadata().unwrap().is_file(), "{name}");
             assert_eq!(
@@ -287,8 +288,8 @@ mod tests {
             );
 
             // The same where the upper was used before, through the mounted root.
-            let identity = Identity::new(&with_network(), true);
-            identity.write(&lower).unwrap();
+            let identity = Identity::default();
+            identity.write(&with_network(), true, &lower).unwrap();
             let written = lower.join("etc/resolv.conf");
             assert!(written.symlink_metadata().unwrap().is_file(), "{name}");
             assert_eq!(
@@ -304,9 +305,8 @@ mod tests {
         let place = Place::new("etc");
         let (lower, upper) = (place.0.join("lower"), place.0.join("upper"));
         std::os::unix::fs::symlink("/", lower.join("etc")).unwrap();
-        let mut identity = Identity::new(&config(), false);
-        identity.write_below(&lower, &upper).unwrap();
-        assert_eq!(identity.files.len(), 3);
+        let identity = Identity::prepare(&lower, &upper).unwrap();
+        assert!(identity.files.is_empty());
         assert!(!upper.join("etc").exists());
     }
 
@@ -316,8 +316,8 @@ mod tests {
         let etc = place.0.join("upper/etc");
         fs::create_dir(&etc).unwrap();
         fs::write(etc.join("hosts"), "mine").unwrap();
-        let identity = Identity::new(&config(), true);
-        identity.write(&place.0.join("upper")).unwrap();
+        let upper = place.0.join("upper");
+        Identity::default().write(&config(), true, &upper).unwrap();
         assert_eq!(place.read("upper/etc/hosts"), "mine");
         assert_eq!(place.read("upper/etc/hostname"), "box\n");
         assert_eq!(place.read("upper/etc/resolv.conf"), "");

@@ -16,23 +16,27 @@ use super::boot::step;
 use super::disks::Disks;
 use super::identity::{Identity, take_over};
 use super::stage::{DISK, LOWER, ROOT, UPPER, attach};
-use crate::message::{GuestConfig, SetupFailure, Upper};
+use crate::message::{GuestConfig, RootSpec, SetupFailure, Upper};
 
 /// The mounted root and what is needed to unmount it.
 #[derive(Debug)]
 pub(super) struct Root {
+    pub(super) spec: RootSpec,
     /// The file system of the upper, which the new root does not show.
     upper: OwnedFd,
     /// Whether the upper held changes from an earlier start.
     pub(super) resumed: bool,
+    /// Where it will be written whose root it is.
+    identity: Identity,
 }
 
 impl Root {
-    /// Puts the root together and makes it `/`. The stage is set.
-    pub(super) fn mount(config: &GuestConfig, disks: &Disks) -> Result<Root, SetupFailure> {
-        let lower = disks.find(&config.root.lower)?;
+    /// Puts the root together and makes it `/`. The stage is set. Nothing in it depends on
+    /// who the guest is.
+    pub(super) fn mount(spec: &RootSpec, disks: &Disks) -> Result<Root, SetupFailure> {
+        let lower = disks.find(&spec.lower)?;
         attach(&lower, LOWER, "erofs", MountFlags::RDONLY, "")?;
-        let upper = match &config.root.upper {
+        let upper = match &spec.upper {
             Upper::Tmpfs { size } => {
                 if let Some(size) = size {
                     resize(*size)?;
@@ -46,10 +50,11 @@ impl Root {
         };
         let preparing = |error: io::Error| step("prepare the upper of the root", &error);
         let resumed = upper == DISK && take_up_disk().map_err(preparing)?;
-        let mut identity = Identity::new(config, resumed);
-        if !resumed {
-            prepare_upper(upper, &mut identity).map_err(preparing)?;
-        }
+        let identity = if resumed {
+            Identity::default()
+        } else {
+            prepare_upper(upper).map_err(preparing)?
+        };
         let options = format!("lowerdir={LOWER},upperdir={upper}/upper,workdir={upper}/work");
         attach("overlay", ROOT, "overlay", MountFlags::empty(), &options)?;
         let upper = rustix::fs::open(upper, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -58,9 +63,19 @@ impl Root {
             transfer(path).map_err(|error| step(&format!("move {path}"), &error))?;
         }
         switch_root().map_err(|error| step("switch to the new root", &error))?;
+        Ok(Root {
+            spec: spec.clone(),
+            upper,
+            resumed,
+            identity,
+        })
+    }
+
+    /// Writes down whose root this is.
+    pub(super) fn identify(&mut self, config: &GuestConfig) {
+        let identity = std::mem::take(&mut self.identity);
         // An image may have /etc read-only or as a file: its own affair.
-        let _ = identity.write(Path::new("/"));
-        Ok(Root { upper, resumed })
+        let _ = identity.write(config, self.resumed, Path::new("/"));
     }
 
     /// Flushes everything and makes the file systems read-only. The error is
@@ -97,10 +112,10 @@ fn take_up_disk() -> io::Result<bool> {
 
 /// The root directory of an overlay is that of its upper, so a new one takes
 /// over owner and mode from the image's.
-fn prepare_upper(upper: &str, identity: &mut Identity) -> io::Result<()> {
+fn prepare_upper(upper: &str) -> io::Result<Identity> {
     let (lower, upper) = (Path::new(LOWER), Path::new(upper).join("upper"));
     take_over(&upper, &fs::metadata(lower)?, 0o755)?;
-    identity.write_below(lower, &upper)
+    Identity::prepare(lower, &upper)
 }
 
 /// Moves a mount, with those below it, to the same place in the new root.

@@ -11,8 +11,10 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -29,33 +31,62 @@ pub(super) const ROOT: &str = "/mnt/root";
 /// Descriptors a process may have, as Docker's default.
 const DESCRIPTORS: u64 = 1_048_576;
 
-/// Whether it was made.
+/// What was made.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
-    made: bool,
+    devices: Option<Devices>,
+}
+
+/// Descriptors of the kernel's own files: an image or a workload can put others in their
+/// places.
+#[derive(Debug)]
+pub(super) struct Devices {
+    pub(super) random: OwnedFd,
+    pub(super) null: OwnedFd,
+    /// The directory that `ptmx` is opened in.
+    pub(super) pts: OwnedFd,
+}
+
+impl Devices {
+    pub(super) fn open() -> io::Result<Devices> {
+        let open = |path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+        Ok(Devices {
+            random: open("/dev/random", OFlags::WRONLY)?,
+            null: open("/dev/null", OFlags::RDWR)?,
+            pts: open("/dev/pts", OFlags::PATH | OFlags::DIRECTORY)?,
+        })
+    }
 }
 
 impl Stage {
     /// Makes it, unless it was made.
-    pub(super) fn make(&mut self) -> Result<(), SetupFailure> {
-        if self.made {
-            return Ok(());
+    pub(super) fn make(&mut self) -> Result<&Devices, SetupFailure> {
+        match &mut self.devices {
+            Some(devices) => Ok(devices),
+            none => Ok(none.insert(make()?)),
         }
-        for path in [LOWER, UPPER, DISK, ROOT] {
-            fs::create_dir(path).map_err(|error| step(&format!("make {path}"), &error))?;
-        }
-        mount_kernel_file_systems()?;
-        attach("tmpfs", UPPER, "tmpfs", MountFlags::empty(), "mode=0755")?;
-        for name in ["upper", "work"] {
-            let path = format!("{UPPER}/{name}");
-            fs::create_dir(path).map_err(|error| step("prepare the upper of the root", &error))?;
-        }
-        sys::loopback_up().map_err(|error| step("bring up loopback", &error))?;
-        set_limits().map_err(|error| step("set resource limits", &error))?;
-        open_to_all();
-        self.made = true;
-        Ok(())
     }
+
+    /// Takes the descriptors, of which there is one set.
+    pub(super) fn take_devices(&mut self) -> Option<Devices> {
+        self.devices.take()
+    }
+}
+
+fn make() -> Result<Devices, SetupFailure> {
+    for path in [LOWER, UPPER, DISK, ROOT] {
+        fs::create_dir(path).map_err(|error| step(&format!("make {path}"), &error))?;
+    }
+    mount_kernel_file_systems()?;
+    attach("tmpfs", UPPER, "tmpfs", MountFlags::empty(), "mode=0755")?;
+    for name in ["upper", "work"] {
+        let path = format!("{UPPER}/{name}");
+        fs::create_dir(path).map_err(|error| step("prepare the upper of the root", &error))?;
+    }
+    sys::loopback_up().map_err(|error| step("bring up loopback", &error))?;
+    set_limits().map_err(|error| step("set resource limits", &error))?;
+    open_to_all();
+    Devices::open().map_err(|error| step("open /dev", &error))
 }
 
 /// Mounts what is needed to find the link.

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::stage::Devices;
 use super::sys::{self, Ids, Launch, Step};
 use super::users::{Database, User};
 use crate::message::{ByteString, Errno, ExecError, ExecRequest, GuestConfig};
@@ -23,36 +24,30 @@ pub(super) struct World {
     hostname: String,
     user: Option<String>,
     workdir: ByteString,
-    null: OwnedFd,
-    /// The directory that `ptmx` is opened in.
-    pts: OwnedFd,
+    devices: Devices,
 }
 
 impl World {
-    /// Opens what commands need, in the root as it is now.
-    pub(super) fn open(config: &GuestConfig) -> io::Result<World> {
-        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let null = OFlags::RDWR | OFlags::CLOEXEC;
-        Ok(World {
+    pub(super) fn new(config: &GuestConfig, devices: Devices) -> World {
+        World {
             env: config.env.clone(),
             hostname: config.hostname.clone(),
             user: config.user.clone(),
             workdir: config.workdir.clone().unwrap_or_else(|| "/".into()),
-            null: rustix::fs::open("/dev/null", null, Mode::empty())?,
-            pts: rustix::fs::open("/dev/pts", directory, Mode::empty())?,
-        })
+            devices,
+        }
     }
 
     /// A descriptor that reads as empty.
     pub(super) fn null(&self) -> BorrowedFd<'_> {
-        self.null.as_fd()
+        self.devices.null.as_fd()
     }
 
     /// Opens a new terminal: its master, non-blocking, and its slave.
     pub(super) fn open_terminal(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let master = flags | OFlags::NONBLOCK;
-        let master = rustix::fs::openat(&self.pts, "ptmx", master, Mode::empty())?;
+        let master = rustix::fs::openat(&self.devices.pts, "ptmx", master, Mode::empty())?;
         rustix::pty::unlockpt(&master)?;
         let flags = rustix::pty::OpenptFlags::RDWR
             | rustix::pty::OpenptFlags::NOCTTY
@@ -223,7 +218,7 @@ mod tests {
             network: None,
             workdir: None,
         };
-        World::open(&config).unwrap()
+        World::new(&config, Devices::open().unwrap())
     }
 
     #[test]

@@ -66,6 +66,13 @@ fn host_messages() {
     let bytes = "020000000001 ac02 01 00 c0000202 18 01 01 20010db8000000000000000000000001 \
                  01 00 c0000201 01 0173 01 00 c0000201 016e";
     pin(HostMessage::Prepare { network }, &format!("01 01 {bytes}"));
+    let root = RootSpec {
+        lower: "vda".into(),
+        upper: Upper::Tmpfs { size: None },
+    };
+    let read_ahead = vec!["/a".into()];
+    let mount = HostMessage::MountRoot { root, read_ahead };
+    pin(mount, "06 03766461 00 00 01 022f61");
     let id = "ab".repeat(16);
     let head = format!("02 02eeee ac02 0168 {id} 03766461");
     let tail = "01 03413d31 01 0175 01 022f77 00";

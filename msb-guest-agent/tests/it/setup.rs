@@ -85,16 +85,20 @@ fn hello_prepare_configure() {
     let (mut host, script) = scripted(vec![
         AgentMessage::Hello(hello.clone()),
         AgentMessage::Prepared,
+        AgentMessage::Prepared,
         AgentMessage::Configured(Box::new(configured())),
     ]);
     assert_eq!(setup::hello(&mut host).unwrap(), hello);
     setup::prepare(&mut host, None).unwrap();
+    let (root, read_ahead) = (config().root, vec!["/bin/sh".into()]);
+    setup::mount_root(&mut host, root.clone(), read_ahead.clone()).unwrap();
     assert_eq!(setup::configure(&mut host, config()).unwrap(), configured());
     let expected = [
         HostMessage::Hello {
             version: PROTOCOL_VERSION,
         },
         HostMessage::Prepare { network: None },
+        HostMessage::MountRoot { root, read_ahead },
         HostMessage::Configure(Box::new(config())),
     ];
     assert_eq!(script.join().unwrap(), expected);

@@ -13,6 +13,7 @@
 
 mod relay;
 mod start;
+mod template;
 
 pub(crate) use start::mke2fs;
 

@@ -19,6 +19,7 @@ use msb_vmm::{
     Vm,
 };
 
+use super::template;
 use crate::control::{Launch, Ready};
 use crate::home::Home;
 use crate::progress::VmStep;
@@ -29,7 +30,7 @@ const AGENT_PORT: &str = "msb.agent";
 
 /// Longer than any guest needs, even on a loaded host under emulation; a guest
 /// that hangs is given up.
-const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A guest that is configured and waits for requests.
 pub(super) struct Running {
@@ -62,14 +63,10 @@ pub(super) fn start(
     }
     let engine = Engine::choose(options).map_err(vmm)?;
 
-    let template = engine
-        .templates(home.templates())
-        .ensure(
-            &machine,
-            |step| progress(shown(step)),
-            |agent| ready_for_saving(agent),
-        )
-        .map_err(vmm)?;
+    let templates = engine.templates(home.templates());
+    let root = root_spec(launch);
+    let mut tell = |step| progress(shown(step));
+    let template = template::ensure(&templates, &machine, &image, &root, &mut tell)?;
     let begin = Instant::now();
     let mut vm = template.start(&machine).map_err(vmm)?;
     let mut agent = vm
@@ -189,13 +186,14 @@ pub(crate) fn mke2fs() -> PathBuf {
         .unwrap_or_else(|| "mke2fs".into())
 }
 
-fn ready_for_saving(
-    mut agent: &UnixStream,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    agent.set_read_timeout(Some(AGENT_TIMEOUT))?;
-    setup::hello(&mut agent)?;
-    setup::prepare(&mut agent, None)?;
-    Ok(())
+fn root_spec(launch: &Launch) -> RootSpec {
+    RootSpec {
+        lower: DiskName::from("vda"),
+        upper: match launch.spec.disk_mib {
+            Some(_) => Upper::Disk(DiskName::from("vdb")),
+            None => Upper::Tmpfs { size: None },
+        },
+    }
 }
 
 fn guest_config(launch: &Launch, image: &Image) -> Result<GuestConfig, Failure> {
@@ -222,13 +220,7 @@ fn guest_config(launch: &Launch, image: &Image) -> Result<GuestConfig, Failure> 
         wall_clock_ns: since_epoch.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(0)),
         hostname: spec.name.clone(),
         machine_id,
-        root: RootSpec {
-            lower: DiskName::from("vda"),
-            upper: match spec.disk_mib {
-                Some(_) => Upper::Disk(DiskName::from("vdb")),
-                None => Upper::Tmpfs { size: None },
-            },
-        },
+        root: root_spec(launch),
         env: environment(&config.env, &spec.env),
         user: spec.user.clone().or_else(|| filled(&config.user)),
         workdir: spec
@@ -262,7 +254,7 @@ fn shown(step: Step) -> VmStep {
 
 impl Failure {
     #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
-    fn io(error: std::io::Error) -> Self {
+    pub(super) fn io(error: std::io::Error) -> Self {
         Self {
             reason: error.to_string(),
             hint: None,
@@ -278,7 +270,7 @@ impl Failure {
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
-fn vmm(error: msb_vmm::Error) -> Failure {
+pub(super) fn vmm(error: msb_vmm::Error) -> Failure {
     Failure {
         reason: chain(&error),
         hint: error.hint().map(Into::into),

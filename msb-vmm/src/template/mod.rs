@@ -141,7 +141,8 @@ impl Templates {
         let launched = self
             .qemu
             .boot_template(machine, &plan.platform, draft.ram())?;
-        let files = self.finish(launched, draft, &mut progress, ready)?;
+        get_ready(&launched, ready)?;
+        let files = self.finish(launched, draft, &mut progress)?;
         self.store.prune(&[&key]);
         Ok(self.template(key, plan, files))
     }
@@ -197,29 +198,23 @@ impl Templates {
             source,
         })?;
         let state = base.files.fresh_state()?;
-        let launched =
+        let mut launched =
             self.qemu
                 .resume_template(machine, &base.plan.platform, draft.ram(), &state)?;
-        let files = self.finish(launched, draft, &mut progress, ready)?;
+        get_ready(&launched, ready)?;
+        self.qemu.detach_images(&mut launched, machine)?;
+        let files = self.finish(launched, draft, &mut progress)?;
         self.store.prune(&[&key, &base.key]);
         Ok(self.template(key, base.plan.clone(), files))
     }
 
-    /// Gets a guest ready, saves it and puts it into the store.
-    fn finish<E>(
+    /// Saves a guest that is ready and puts it into the store.
+    fn finish(
         &self,
         mut launched: Launched,
         draft: Draft,
         progress: &mut dyn FnMut(Step),
-        ready: impl FnOnce(&UnixStream) -> Result<(), E>,
-    ) -> Result<Files, Error>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let port = launched.first_port().ok_or(Error::NoPort)?;
-        ready(port).map_err(|error| Error::NotReady {
-            source: error.into(),
-        })?;
+    ) -> Result<Files, Error> {
         progress(Step::Saving);
         self.qemu.save(&mut launched, draft.state())?;
         drop(launched);
@@ -256,6 +251,19 @@ impl Templates {
             },
         ))
     }
+}
+
+fn get_ready<E>(
+    launched: &Launched,
+    ready: impl FnOnce(&UnixStream) -> Result<(), E>,
+) -> Result<(), Error>
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let port = launched.first_port().ok_or(Error::NoPort)?;
+    ready(port).map_err(|error| Error::NotReady {
+        source: error.into(),
+    })
 }
 
 /// What a template and its copies have in common, besides the files.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::detach::is_detachable;
 use super::{Origin, Platform};
 use crate::error::colons;
 use crate::machine::{Card, Disk, DiskFormat, MAX_DISKS, Machine, TEMPLATE_MAC};
@@ -82,15 +83,13 @@ pub(super) fn options(
         args.add("-device", port_device(index, port.as_str()));
     }
     for (index, disk) in machine.disks.iter().enumerate() {
-        let placeholder = match origin {
-            Origin::Cold | Origin::Restore { .. } => false,
-            Origin::Template { .. } => true,
-            Origin::Variant { .. } => !disk.read_only,
-        };
-        let node = if placeholder {
-            placeholder_node(index, disk)
-        } else {
-            disk_node(index, disk)
+        let node = match origin {
+            Origin::Template { .. } => placeholder_node(index, disk),
+            Origin::Variant { .. } if !disk.read_only => placeholder_node(index, disk),
+            Origin::Variant { .. } if is_detachable(disk) => detachable_node(index, disk),
+            Origin::Cold | Origin::Restore { .. } | Origin::Variant { .. } => {
+                disk_node(index, disk)
+            }
         };
         args.add("-blockdev", node.to_string());
         args.add("-device", disk_device(index));
@@ -228,7 +227,23 @@ fn network_device(card: &Card) -> String {
     )
 }
 
+/// The name of the node that is a disk to the guest.
+pub(super) fn disk_node_name(index: usize) -> String {
+    format!("disk{index}")
+}
+
 fn disk_node(index: usize, disk: &Disk) -> Value {
+    format_node(&disk_node_name(index), disk)
+}
+
+fn detachable_node(index: usize, disk: &Disk) -> Value {
+    json!({
+        "driver": "raw", "node-name": disk_node_name(index), "read-only": true,
+        "file": format_node(&format!("image{index}"), disk),
+    })
+}
+
+fn format_node(name: &str, disk: &Disk) -> Value {
     let driver = match disk.format {
         DiskFormat::Raw => "raw",
         DiskFormat::Vmdk => "vmdk",
@@ -237,12 +252,12 @@ fn disk_node(index: usize, disk: &Disk) -> Value {
     if disk.read_only {
         // Locks are for writers. `force-share` is inherited by a descriptor's extents.
         json!({
-            "driver": driver, "node-name": format!("disk{index}"), "read-only": true, "force-share": true,
+            "driver": driver, "node-name": name, "read-only": true, "force-share": true,
             "file": { "driver": "file", "filename": path, "locking": "off" },
         })
     } else {
         json!({
-            "driver": driver, "node-name": format!("disk{index}"), "discard": "unmap",
+            "driver": driver, "node-name": name, "discard": "unmap",
             "file": { "driver": "file", "filename": path, "discard": "unmap", "locking": "on" },
         })
     }
@@ -251,7 +266,7 @@ fn disk_node(index: usize, disk: &Disk) -> Value {
 /// A disk that reads as zeros, of a size that no guest takes for a real one.
 fn placeholder_node(index: usize, disk: &Disk) -> Value {
     json!({
-        "driver": "null-co", "node-name": format!("disk{index}"), "size": 4096, "read-zeroes": true,
+        "driver": "null-co", "node-name": disk_node_name(index), "size": 4096, "read-zeroes": true,
         "read-only": disk.read_only,
     })
 }

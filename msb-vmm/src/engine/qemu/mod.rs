@@ -23,6 +23,7 @@ use crate::machine::Machine;
 use crate::vm::Vm;
 
 mod args;
+mod detach;
 mod launch;
 pub(crate) mod qmp;
 
@@ -189,6 +190,16 @@ impl Qemu {
                 reason: reason.chars().take(512).collect(),
             })
         })
+    }
+
+    /// Takes from a machine of [`resume_template`](Self::resume_template) what keeps it from
+    /// being saved. Its guest is at rest.
+    pub(crate) fn detach_images(
+        &self,
+        launched: &mut Launched,
+        machine: &Machine,
+    ) -> Result<(), Error> {
+        launched.control(|qmp| detach::detach(qmp, machine))
     }
 
     /// Starts a copy of a saved machine with the disks of `machine`.

@@ -1,0 +1,113 @@
+//! The template that a sandbox starts from.
+//!
+//! The first template of a kind of machine is a guest that booted. Where the upper of the
+//! root is guest memory, the sandbox starts from a variant of it that has the image's root
+//! mounted and the files read that a first program needs: under emulation everything that
+//! a guest does for the first time is expensive.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use msb_guest_agent::message::{ByteString, RootSpec, Upper};
+use msb_guest_agent::setup;
+use msb_oci::Image;
+use msb_vmm::{Machine, Step, Template, Templates};
+
+use super::start::{AGENT_TIMEOUT, Failure, vmm};
+
+/// What the first programs of most images read, whatever they are: the shell, the
+/// loaders and C libraries of Debian's kin, Fedora's kin and Alpine.
+const USUAL: [&str; 7] = [
+    "/bin/sh",
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/x86_64-linux-gnu/libc.so.6",
+    "/lib64/libc.so.6",
+    "/lib/ld-musl-x86_64.so.1",
+    "/etc/passwd",
+    "/etc/group",
+];
+
+/// Finds the template for a sandbox, or makes it.
+pub(super) fn ensure(
+    templates: &Templates,
+    machine: &Machine,
+    image: &Image,
+    root: &RootSpec,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Template, Failure> {
+    if let Upper::Disk(_) = root.upper {
+        return base(templates, machine, progress);
+    }
+    let read_ahead = read_ahead(image);
+    let variant = variant(image, root, &read_ahead).map_err(Failure::io)?;
+    if let Some(template) = templates.find_variant(machine, &variant).map_err(vmm)? {
+        return Ok(template);
+    }
+    let base = base(templates, machine, progress)?;
+    let mount = |mut agent: &UnixStream| -> Result<(), msb_guest_agent::Error> {
+        bound(agent)?;
+        setup::hello(&mut agent)?;
+        setup::mount_root(&mut agent, root.clone(), read_ahead.clone())
+    };
+    templates
+        .ensure_variant(&base, machine, &variant, progress, mount)
+        .map_err(vmm)
+}
+
+fn base(
+    templates: &Templates,
+    machine: &Machine,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Template, Failure> {
+    let boot = |mut agent: &UnixStream| -> Result<(), msb_guest_agent::Error> {
+        bound(agent)?;
+        setup::hello(&mut agent)?;
+        setup::prepare(&mut agent, None)
+    };
+    templates.ensure(machine, progress, boot).map_err(vmm)
+}
+
+/// A guest that hangs is given up.
+fn bound(agent: &UnixStream) -> Result<(), msb_guest_agent::Error> {
+    let limit: Option<Duration> = Some(AGENT_TIMEOUT);
+    agent
+        .set_read_timeout(limit)
+        .map_err(|error| msb_guest_agent::Error::LinkIo {
+            during: "setting a time limit",
+            kind: error.kind(),
+        })
+}
+
+/// Names everything that the variant depends on. A root disk that was made again may be
+/// laid out differently, although the image is the same.
+fn variant(image: &Image, root: &RootSpec, read_ahead: &[ByteString]) -> io::Result<String> {
+    let disk = fs::metadata(image.root_disk())?;
+    let disk = (disk.dev(), disk.ino(), disk.ctime(), disk.ctime_nsec());
+    let digest = image.digest();
+    Ok(format!("{digest} {disk:?} {root:?} {read_ahead:?}"))
+}
+
+/// The files worth having in memory: the image's own program in the places where it can
+/// be, and the usual ones.
+fn read_ahead(image: &Image) -> Vec<ByteString> {
+    let config = image.config();
+    let program = config.entrypoint.first().or(config.cmd.first());
+    let path = config
+        .env
+        .iter()
+        .find_map(|entry| entry.strip_prefix("PATH="));
+    let mut files = match program {
+        None => Vec::new(),
+        Some(program) if program.contains('/') => vec![program.clone()],
+        Some(program) => path
+            .unwrap_or("/usr/local/bin:/usr/bin:/bin")
+            .split(':')
+            .map(|folder| format!("{folder}/{program}"))
+            .collect(),
+    };
+    files.extend(USUAL.map(str::to_owned));
+    files.into_iter().map(ByteString::from).collect()
+}
