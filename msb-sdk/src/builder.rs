@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::home::{GuestBundle, Home};
 use crate::image::Images;
 use crate::link::Link;
+use crate::network::NetworkPolicy;
 use crate::progress::Progress;
 use crate::sandbox::Sandbox;
 use crate::spec::SandboxSpec;
@@ -43,6 +44,7 @@ impl SandboxBuilder {
             workdir: None,
             user: None,
             require_hardware: false,
+            network: NetworkPolicy::default(),
         };
         Self {
             spec,
@@ -95,6 +97,12 @@ impl SandboxBuilder {
     /// User instead of the image's: `name|uid[:group|gid]`.
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.spec.user = Some(user.into());
+        self
+    }
+
+    /// What the guest may reach; [`NetworkPolicy::public_only`] when not set.
+    pub fn network(mut self, policy: NetworkPolicy) -> Self {
+        self.spec.network = policy;
         self
     }
 
@@ -205,7 +213,9 @@ fn await_ready(socket: &mut UnixStream, progress: &dyn Fn(Progress)) -> Result<R
                 FromSupervisor::Failed { reason, hint } => {
                     return Err(Error::Start { reason, hint });
                 }
-                FromSupervisor::Ended { .. } => return Err(protocol()),
+                FromSupervisor::Network { .. } | FromSupervisor::Ended { .. } => {
+                    return Err(protocol());
+                }
             }
         }
         match socket.read(&mut chunk) {

@@ -25,6 +25,8 @@ pub(crate) enum ToSupervisor {
         /// How long programs have to end themselves.
         grace_ms: u32,
     },
+    /// Tell what the network does: what it has done since the start, and what it will do.
+    WatchNetwork,
 }
 
 /// What to start: everything the supervisor needs to know.
@@ -50,6 +52,8 @@ pub(crate) enum FromSupervisor {
         reason: String,
         hint: Option<String>,
     },
+    /// What the network did, once somebody asked: a line of its journal.
+    Network { line: String },
     /// The sandbox has ended and is cleaned up. Nothing follows.
     Ended {
         /// Why, in words.
@@ -71,8 +75,9 @@ pub(crate) struct Ready {
     pub(crate) configured: Duration,
 }
 
-/// The longest launch message, in bytes: more environment than a kernel takes.
-const MAX_LAUNCH: usize = 8 << 20;
+/// The longest launch message, in bytes: more environment than a kernel takes, and a
+/// policy that blocks a million names.
+const MAX_LAUNCH: usize = 64 << 20;
 
 /// The most of a reason that is passed on, in bytes. Some of it may be the guest's words.
 const MAX_REASON: usize = 4 << 10;
@@ -82,7 +87,7 @@ const MAX_REASON: usize = 4 << 10;
 pub(crate) fn send_launch(socket: &mut impl Write, launch: &Launch) -> io::Result<()> {
     let json = serde_json::to_vec(launch)?;
     if json.len() > MAX_LAUNCH {
-        let reason = "the sandbox's environment is too long";
+        let reason = "the sandbox's environment or block list is too long";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     socket.write_all(&(json.len() as u32).to_le_bytes())?;
@@ -157,6 +162,7 @@ mod tests {
                 workdir: None,
                 user: None,
                 require_hardware: false,
+                network: crate::NetworkPolicy::default(),
             },
             image: String::new(),
             home: "/".into(),

@@ -40,6 +40,33 @@ pub enum Error {
         /// The image's reference.
         image: String,
     },
+    /// A policy has a mistake.
+    #[error("in the network policy: {0}")]
+    Network(#[from] msb_net::Error),
+    /// A rule has a mistake.
+    #[error("network rule {rule:?}: {source}")]
+    PolicyRule {
+        /// The rule as given, cut to a length fit for showing.
+        rule: String,
+        /// What is wrong with it, and where.
+        source: msb_net::Error,
+    },
+    /// A file that was named can't be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A policy file has a mistake.
+    #[error("{}: {source}", path.display())]
+    PolicyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        source: msb_net::Error,
+    },
     /// This program can't be its sandboxes' supervisor.
     #[error("no program can supervise the sandbox")]
     NoSupervisor,
@@ -129,8 +156,14 @@ impl Error {
             }
             Self::Start { hint, .. } => return hint.clone(),
             Self::Image(error) => return error.hint(),
+            Self::Network(source)
+            | Self::PolicyRule { source, .. }
+            | Self::PolicyFile { source, .. } => return source.hint(),
             Self::Exec { reason, .. } => return reason.hint().map(Into::into),
-            Self::InvalidSetting { .. } | Self::Supervisor { .. } | Self::Gone { .. } => {
+            Self::InvalidSetting { .. }
+            | Self::Unreadable { .. }
+            | Self::Supervisor { .. }
+            | Self::Gone { .. } => {
                 return None;
             }
         };

@@ -6,6 +6,8 @@
 //! |---|---|
 //! | [`Sandbox`] | a running guest, and its [`SandboxBuilder`] |
 //! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
+//! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
+//! | [`policy`] | checking and explaining policies |
 //! | [`Images`] | the images of this host |
 //! | [`doctor`] | what works on this host |
 //! | [`Home`], [`GuestBundle`] | where things lie |
@@ -19,6 +21,8 @@ mod exec;
 mod home;
 mod image;
 mod link;
+mod network;
+pub mod policy;
 mod progress;
 mod sandbox;
 mod spec;
@@ -33,6 +37,7 @@ pub use image::Images;
 pub use msb_guest_agent::message::{ExecError, ExitStatus, Signal, TtySize};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
 pub use msb_vmm::Isolation;
+pub use network::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkPolicy};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};
 pub use spec::SandboxSpec;

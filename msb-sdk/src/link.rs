@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use bytes::{Bytes, BytesMut};
 use msb_guest_agent::endpoint::{HostEndpoint, HostEvent};
 use msb_guest_agent::message::{Request, ResetCode, StreamCommand, StreamEvent};
-use msb_guest_agent::wire::{Channel, FrameDecoder, StreamId};
+use msb_guest_agent::wire::{Channel, Frame, FrameDecoder, StreamId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::{self, FromSupervisor, ToSupervisor};
 use crate::error::Error;
+use crate::network::{NetworkEvent, Watcher};
 
 /// How much is read from the socket at once.
 const CHUNK: usize = 128 * 1024;
@@ -68,6 +69,8 @@ pub(crate) enum Ask {
         stream: StreamId,
     },
     Supervisor(ToSupervisor),
+    /// Somebody wants to know what the network does.
+    WatchNetwork(Watcher),
     /// End the sandbox now.
     HangUp,
 }
@@ -100,6 +103,7 @@ impl Link {
                 out: BytesMut::new(),
                 hang_up: false,
                 streams: HashMap::new(),
+                watchers: Vec::new(),
             };
             let how = task.run(read, write, inbox).await;
             end_sender.send_replace(Some(how));
@@ -164,6 +168,7 @@ struct Task {
     /// The sandbox is to end now: nothing more is written.
     hang_up: bool,
     streams: HashMap<StreamId, Stream>,
+    watchers: Vec<Watcher>,
 }
 
 impl Task {
@@ -194,8 +199,8 @@ impl Task {
                         Err(error) => return lost(&error.to_string()),
                     } {
                         if frame.stream.is_control() {
-                            if let Some(FromSupervisor::Ended { reason, asked }) = control::decode(&frame) {
-                                return End { reason, asked };
+                            if let Some(end) = self.control(&frame) {
+                                return end;
                             }
                         } else {
                             frame.encode(&mut frames);
@@ -219,6 +224,20 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Takes what the supervisor says; its last word ends the sandbox.
+    fn control(&mut self, frame: &Frame) -> Option<End> {
+        match control::decode(frame)? {
+            FromSupervisor::Ended { reason, asked } => return Some(End { reason, asked }),
+            FromSupervisor::Network { line } => {
+                if let Some(event) = NetworkEvent::parse(line) {
+                    self.watchers.retain(|watcher| watcher.tell(event.clone()));
+                }
+            }
+            _ => {}
+        }
+        None
     }
 
     fn events(&mut self) -> Result<(), msb_guest_agent::Error> {
@@ -301,11 +320,18 @@ impl Task {
                 }
             }
             Ask::HangUp => self.hang_up = true,
-            Ask::Supervisor(message) => {
-                self.collect();
-                self.out.extend_from_slice(&control::encode(&message));
+            Ask::Supervisor(message) => self.tell(&message),
+            Ask::WatchNetwork(watcher) => {
+                self.watchers.push(watcher);
+                self.tell(&ToSupervisor::WatchNetwork);
             }
         }
+    }
+
+    /// Says something to the supervisor, behind what is being written.
+    fn tell(&mut self, message: &ToSupervisor) {
+        self.collect();
+        self.out.extend_from_slice(&control::encode(message));
     }
 
     /// Takes the endpoint's output, once what was taken before is written.

@@ -10,6 +10,7 @@ use crate::control::{Ready, ToSupervisor};
 use crate::error::Error;
 use crate::exec::{ExecHandle, ExecOptions, Output};
 use crate::link::{Ask, Link};
+use crate::network::{NetworkEvents, Watcher};
 use crate::spec::SandboxSpec;
 
 /// How long programs have to end themselves when a sandbox is stopped: as long
@@ -89,6 +90,16 @@ impl Sandbox {
     /// the sandbox has ended.
     pub async fn exec_with(&self, options: ExecOptions) -> Result<ExecHandle, Error> {
         ExecHandle::start(&self.link, options).await
+    }
+
+    /// What the network decides and does, since the sandbox's start. As much as a few
+    /// thousand events wait until this is called; if there were more, an event says how many
+    /// are missing.
+    #[must_use]
+    pub fn network_events(&self) -> NetworkEvents {
+        let (watcher, events) = Watcher::new();
+        self.link.ask(Ask::WatchNetwork(watcher));
+        events
     }
 
     /// The image's own command line: its entrypoint, then its command.

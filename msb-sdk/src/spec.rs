@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::network::NetworkPolicy;
 
 /// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
 const MAX_NAME: usize = 63;
@@ -36,6 +37,8 @@ pub struct SandboxSpec {
     pub user: Option<String>,
     /// Whether a software processor is refused.
     pub require_hardware: bool,
+    /// What the guest may reach.
+    pub network: NetworkPolicy,
 }
 
 impl SandboxSpec {
@@ -120,6 +123,7 @@ mod tests {
             workdir: None,
             user: None,
             require_hardware: false,
+            network: NetworkPolicy::default(),
         }
     }
 

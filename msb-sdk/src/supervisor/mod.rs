@@ -11,6 +11,7 @@
 //!                         └──────────► failed
 //! ```
 
+mod network;
 mod relay;
 mod start;
 mod template;
@@ -23,6 +24,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::control::{self, FromSupervisor};
 use crate::error::Error;
@@ -32,6 +34,9 @@ use crate::state::SandboxDir;
 /// `argv[0]` of a supervisor: tells the hook what it is started as, and shows
 /// in process lists.
 const ARGV0: &str = "msb-supervisor";
+
+/// How long a creator may take over anything that it is told at the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Set by the hook: this program can supervise sandboxes.
 static HOOKED: AtomicBool = AtomicBool::new(false);
@@ -126,16 +131,19 @@ fn supervise() -> i32 {
         let _ = dir.remove();
         return 0;
     }
-    let (vm, lease) = (running.vm, running.lease);
+    let (vm, lease, mut wire) = (running.vm, running.lease, running.wire);
     let ended = creator
         .try_clone()
-        .and_then(|socket| relay::run(socket, running.agent, vm));
+        .and_then(|socket| relay::run(socket, running.agent, vm, &mut wire));
     drop(lease);
     let _ = dir.remove();
+    let _ = creator.set_nonblocking(false);
+    // A creator that does not listen does not keep its supervisor.
+    let _ = creator.set_write_timeout(Some(LAST_WORDS));
+    wire.finish(&creator);
     let (reason, asked) =
         ended.unwrap_or_else(|error| (format!("the supervisor failed: {error}"), false));
     let reason = control::cut(reason);
-    let _ = creator.set_nonblocking(false);
     let _ = creator.write_all(&control::encode(&FromSupervisor::Ended { reason, asked }));
     0
 }

@@ -24,6 +24,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
 
+use super::network::Wire;
 use crate::control::{self, ToSupervisor};
 
 /// How much is read at once, and passed on at once.
@@ -34,7 +35,12 @@ const FLUSH_TIME: Duration = Duration::from_secs(10);
 
 /// Relays until the creator goes, the creator says so, or the machine ends.
 /// The machine is gone when this returns. Says why, and whether it was asked for.
-pub(super) fn run(creator: StdStream, agent: StdStream, mut vm: Vm) -> io::Result<(String, bool)> {
+pub(super) fn run(
+    creator: StdStream,
+    agent: StdStream,
+    mut vm: Vm,
+    wire: &mut Wire,
+) -> io::Result<(String, bool)> {
     creator.set_nonblocking(true)?;
     agent.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -48,9 +54,12 @@ pub(super) fn run(creator: StdStream, agent: StdStream, mut vm: Vm) -> io::Resul
         let (from_agent, to_agent) = agent.split();
         // Set when the agent says that everything is flushed.
         let (done, shutdown_done) = watch::channel(false);
+        // Set when the creator wants to know what the network does.
+        let (watched, wanted) = watch::channel(false);
+        let messages = Messages { wire, wanted };
         io::Result::Ok(tokio::select! {
-            end = downwards(from_creator, to_agent, shutdown_done) => end,
-            end = upwards(from_agent, to_creator, done) => end,
+            end = downwards(from_creator, to_agent, shutdown_done, watched) => end,
+            end = upwards(from_agent, to_creator, done, messages) => end,
         })
     })?;
     drop(runtime);
@@ -89,6 +98,7 @@ async fn downwards(
     mut creator: ReadHalf<'_>,
     mut agent: WriteHalf<'_>,
     mut shut_down: watch::Receiver<bool>,
+    watched: watch::Sender<bool>,
 ) -> End {
     let mut decoder = FrameDecoder::new();
     let mut out = BytesMut::new();
@@ -105,6 +115,7 @@ async fn downwards(
                         shutdown(&mut agent, &mut shut_down, grace_ms).await;
                         return asked("stopped");
                     }
+                    Some(ToSupervisor::WatchNetwork) => drop(watched.send_replace(true)),
                     None => {
                         return (
                             "its creator sent something else than a request".into(),
@@ -156,20 +167,31 @@ async fn shutdown(agent: &mut WriteHalf<'_>, done: &mut watch::Receiver<bool>, g
     .await;
 }
 
+/// What the network tells the creator, once that wants it.
+struct Messages<'a> {
+    wire: &'a mut Wire,
+    wanted: watch::Receiver<bool>,
+}
+
 /// From the agent to the creator.
 async fn upwards(
     mut agent: ReadHalf<'_>,
     mut creator: WriteHalf<'_>,
     shut_down: watch::Sender<bool>,
+    mut messages: Messages<'_>,
 ) -> End {
     let mut decoder = FrameDecoder::new();
     let mut out = BytesMut::new();
     loop {
         decoder.buffer_mut().reserve(CHUNK);
-        match agent.read_buf(decoder.buffer_mut()).await {
-            // The port closes when the machine ends; its process says how.
-            Ok(0) | Err(_) => return (String::new(), false),
-            Ok(_) => {}
+        tokio::select! {
+            count = agent.read_buf(decoder.buffer_mut()) => match count {
+                // The port closes when the machine ends; its process says how.
+                Ok(0) | Err(_) => return (String::new(), false),
+                Ok(_) => {}
+            },
+            // Between frames of the agent, never inside of one.
+            message = messages.wire.message(&mut messages.wanted) => out.extend_from_slice(&message),
         }
         loop {
             match decoder.next_frame() {
@@ -202,7 +224,8 @@ mod tests {
         let (mut creator, mut theirs) = UnixStream::pair().expect("pair");
         let (mut agent, _never_read) = UnixStream::pair().expect("pair");
         let (_done, shut_down) = watch::channel(false);
-        let relaying = downwards(theirs.split().0, agent.split().1, shut_down);
+        let (watched, _wanted) = watch::channel(false);
+        let relaying = downwards(theirs.split().0, agent.split().1, shut_down, watched);
         let flood = async {
             let payload = vec![0; MAX_PAYLOAD].into();
             let frame = Frame::new(Kind::Data, StreamId(1), payload).expect("frame");

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use msb_guest_agent::message::{
-    ByteString, Configured, DiskName, Entropy, GuestConfig, RootSpec, Upper,
+    ByteString, Configured, DiskName, Entropy, GuestConfig, NetworkSpec, RootSpec, Upper,
 };
 use msb_guest_agent::setup;
 use msb_oci::{Image, Lease, Reference, Store};
@@ -19,6 +19,7 @@ use msb_vmm::{
     Vm,
 };
 
+use super::network::{Wire, Wiring};
 use super::template;
 use crate::control::{Launch, Ready};
 use crate::home::Home;
@@ -37,6 +38,7 @@ pub(super) struct Running {
     pub(super) vm: Vm,
     pub(super) agent: UnixStream,
     pub(super) ready: Ready,
+    pub(super) wire: Wire,
     /// Keeps the image's files while the guest reads them.
     pub(super) lease: Lease,
 }
@@ -55,7 +57,9 @@ pub(super) fn start(
     progress: &mut dyn FnMut(VmStep),
 ) -> Result<Running, Failure> {
     let (image, lease) = image(launch, home)?;
-    let machine = machine(launch, dir, &image)?;
+    let wiring = Wiring::new(&launch.spec.network)?;
+    let mut machine = machine(launch, dir, &image)?;
+    machine.network = Some(wiring.card());
     let mut options = EngineOptions::default();
     options.kvm_cache = Some(home.path().join("kvm.json"));
     if launch.spec.require_hardware {
@@ -69,6 +73,8 @@ pub(super) fn start(
     let template = template::ensure(&templates, &machine, &image, &root, &mut tell)?;
     let begin = Instant::now();
     let mut vm = template.start(&machine).map_err(vmm)?;
+    let spec = wiring.spec();
+    let wire = wiring.connect(&mut vm)?;
     let mut agent = vm
         .take_port(AGENT_PORT)
         .ok_or_else(|| Failure::bug("the machine has no agent port"))?;
@@ -78,7 +84,7 @@ pub(super) fn start(
     let greeted = setup::hello(&mut agent).map_err(|error| guest(&error, &mut vm))?;
     let agent_time = begin.elapsed();
     let _: msb_guest_agent::message::AgentHello = greeted;
-    let _: Configured = setup::configure(&mut agent, guest_config(launch, &image)?)
+    let _: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
         .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
 
@@ -93,6 +99,7 @@ pub(super) fn start(
         vm,
         agent,
         ready,
+        wire,
         lease,
     })
 }
@@ -196,19 +203,23 @@ fn root_spec(launch: &Launch) -> RootSpec {
     }
 }
 
-fn guest_config(launch: &Launch, image: &Image) -> Result<GuestConfig, Failure> {
-    let random = |len: usize| -> Result<Vec<u8>, Failure> {
-        let mut bytes = vec![0; len];
-        let mut filled = 0;
-        while filled < len {
-            filled += rustix::rand::getrandom(
-                &mut bytes[filled..],
-                rustix::rand::GetRandomFlags::empty(),
-            )
+/// Random bytes of the host's kernel.
+pub(super) fn random(len: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = vec![0; len];
+    let mut filled = 0;
+    while filled < len {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)
             .map_err(|error| Failure::io(error.into()))?;
-        }
-        Ok(bytes)
-    };
+    }
+    Ok(bytes)
+}
+
+fn guest_config(
+    launch: &Launch,
+    image: &Image,
+    network: NetworkSpec,
+) -> Result<GuestConfig, Failure> {
     let mut machine_id = [0; 16];
     machine_id.copy_from_slice(&random(16)?);
     let spec = &launch.spec;
@@ -228,7 +239,7 @@ fn guest_config(launch: &Launch, image: &Image) -> Result<GuestConfig, Failure> 
             .clone()
             .or_else(|| filled(&config.workdir))
             .map(ByteString::from),
-        network: None,
+        network: Some(network),
     })
 }
 
@@ -261,7 +272,7 @@ impl Failure {
         }
     }
 
-    fn bug(reason: &str) -> Self {
+    pub(super) fn bug(reason: &str) -> Self {
         Self {
             reason: reason.to_owned(),
             hint: None,

@@ -16,6 +16,7 @@ use msb_guest_agent::setup;
 use msb_oci::Image;
 use msb_vmm::{Machine, Step, Template, Templates};
 
+use super::network::template_spec;
 use super::start::{AGENT_TIMEOUT, Failure, vmm};
 
 /// What the first programs of most images read, whatever they are: the shell, the
@@ -65,7 +66,7 @@ fn base(
     let boot = |mut agent: &UnixStream| -> Result<(), msb_guest_agent::Error> {
         bound(agent)?;
         setup::hello(&mut agent)?;
-        setup::prepare(&mut agent, None)
+        setup::prepare(&mut agent, Some(template_spec()))
     };
     templates.ensure(machine, progress, boot).map_err(vmm)
 }

@@ -1,0 +1,312 @@
+//! What the network tells of: decisions, ends of flows, dropped frames.
+//!
+//! An event travels as the line of JSON that msb-net writes, and is read here. Whoever
+//! passes lines on so passes on all of them, also members that this version does not know.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+/// Events that may wait for whoever listens. Flows that a guest opens in vain make one
+/// each, so somebody who does not listen holds a few hundred KiB and no more.
+const MAX_WAITING: usize = 1024;
+
+/// Something that the sandbox's network did.
+///
+/// Its [`Display`](fmt::Display) is one line for people.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct NetworkEvent {
+    /// When.
+    pub at: SystemTime,
+    /// What.
+    pub activity: NetworkActivity,
+    json: String,
+}
+
+/// What a [`NetworkEvent`] tells of.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum NetworkActivity {
+    /// A flow may open, or go on.
+    Allow(Decision),
+    /// A flow was refused.
+    Deny(Decision),
+    /// A flow that had been allowed is over.
+    Closed {
+        /// The flow's number.
+        flow: u64,
+        /// How it ended, in a word.
+        ended: String,
+        /// Bytes from the guest that were passed on.
+        sent: u64,
+        /// Bytes that were passed to the guest.
+        received: u64,
+        /// How long it was there, in seconds.
+        duration: f64,
+    },
+    /// Frames of the guest were dropped.
+    Dropped {
+        /// Why, in a word.
+        reason: String,
+        /// How many.
+        count: u64,
+    },
+    /// Events are missing here: nobody took them in time.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+    /// Something that this version has no type for; [`NetworkEvent::json`] has it all.
+    #[serde(other)]
+    Other,
+}
+
+/// What was decided about a flow.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct Decision {
+    /// The flow's number, if it may open.
+    pub flow: Option<u64>,
+    /// `out` for a flow that the guest opens, `in` for one to a published port.
+    pub direction: String,
+    /// `tcp`, `udp` or `icmp`.
+    pub proto: String,
+    /// The other end.
+    pub address: IpAddr,
+    /// Its port, where the protocol has such.
+    pub port: Option<u16>,
+    /// The name that the guest's program claims to speak to, once that is known.
+    pub claim: Option<String>,
+    /// The rule that decided, counted from 1, if one did.
+    pub rule: Option<u64>,
+    /// What decided, in words.
+    pub by: String,
+    /// Why the flow was refused although the policy allows it.
+    pub refusal: Option<String>,
+}
+
+/// A line of the journal.
+#[derive(Deserialize)]
+struct Line {
+    time: f64,
+    #[serde(flatten)]
+    activity: NetworkActivity,
+}
+
+impl NetworkEvent {
+    /// Reads a line of msb-net's journal.
+    pub(crate) fn parse(json: String) -> Option<Self> {
+        let line: Line = serde_json::from_str(&json).ok()?;
+        let since = Duration::try_from_secs_f64(line.time).ok()?;
+        Some(Self {
+            at: SystemTime::UNIX_EPOCH.checked_add(since)?,
+            activity: line.activity,
+            json,
+        })
+    }
+
+    fn lost(count: u64) -> Self {
+        let at = SystemTime::now();
+        let since = at.duration_since(SystemTime::UNIX_EPOCH);
+        let time = since.unwrap_or_default().as_secs_f64();
+        Self {
+            at,
+            activity: NetworkActivity::Lost { count },
+            json: format!("{{\"time\":{time:.6},\"event\":\"lost\",\"count\":{count}}}"),
+        }
+    }
+
+    /// The event as one line of JSON; the documentation of `msb_net::journal` lists its
+    /// members.
+    #[must_use]
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+}
+
+impl fmt::Display for NetworkEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.activity {
+            NetworkActivity::Allow(decision) => write!(f, "allow {decision}"),
+            NetworkActivity::Deny(decision) => write!(f, "deny {decision}"),
+            NetworkActivity::Closed {
+                flow,
+                ended,
+                sent,
+                received,
+                duration,
+            } => write!(
+                f,
+                "closed flow {flow}: {ended}, {sent} bytes sent, {received} received, {duration:.3} s"
+            ),
+            NetworkActivity::Dropped { reason, count } => {
+                write!(f, "dropped {count} frames: {reason}")
+            }
+            NetworkActivity::Lost { count } => write!(f, "lost {count} events"),
+            NetworkActivity::Other => f.write_str(&self.json),
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = if self.direction == "in" { "from " } else { "" };
+        write!(f, "{} {from}", self.proto)?;
+        match self.port {
+            Some(port) => write!(f, "{}", SocketAddr::new(self.address, port))?,
+            None => write!(f, "{}", self.address)?,
+        }
+        if let Some(claim) = &self.claim {
+            write!(f, " as {claim}")?;
+        }
+        if let Some(flow) = self.flow {
+            write!(f, ", flow {flow}")?;
+        }
+        match &self.refusal {
+            Some(refusal) => write!(f, ": refused ({refusal}) although {}", self.by),
+            None => write!(f, ": {}", self.by),
+        }
+    }
+}
+
+/// The events of a sandbox's network, from its start on: [`Sandbox::network_events`].
+///
+/// [`Sandbox::network_events`]: crate::Sandbox::network_events
+#[derive(Debug)]
+pub struct NetworkEvents {
+    queue: mpsc::Receiver<NetworkEvent>,
+    lost: Arc<AtomicU64>,
+}
+
+impl NetworkEvents {
+    /// Waits for the next event; `None` when the sandbox has ended and all were taken.
+    pub async fn recv(&mut self) -> Option<NetworkEvent> {
+        if let Ok(event) = self.queue.try_recv() {
+            return Some(event);
+        }
+        // What did not fit came after what waited.
+        if let Some(lost) = self.missing() {
+            return Some(lost);
+        }
+        match self.queue.recv().await {
+            Some(event) => Some(event),
+            None => self.missing(),
+        }
+    }
+
+    fn missing(&self) -> Option<NetworkEvent> {
+        match self.lost.swap(0, Ordering::Relaxed) {
+            0 => None,
+            count => Some(NetworkEvent::lost(count)),
+        }
+    }
+}
+
+/// The sending end of [`NetworkEvents`].
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    queue: mpsc::Sender<NetworkEvent>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Watcher {
+    pub(crate) fn new() -> (Watcher, NetworkEvents) {
+        let (sender, queue) = mpsc::channel(MAX_WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let watcher = Watcher {
+            queue: sender,
+            lost: Arc::clone(&lost),
+        };
+        (watcher, NetworkEvents { queue, lost })
+    }
+
+    /// Hands an event on, or counts it; false when nobody listens any more.
+    pub(crate) fn tell(&self, event: NetworkEvent) -> bool {
+        match self.queue.try_send(event) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msb_net::gateway::Event;
+    use msb_net::journal::Entry;
+    use msb_net::policy::{Flow, Names, Policy};
+
+    fn event(policy: &Policy, address: &str) -> NetworkEvent {
+        let facts = Flow::tcp(address.parse().expect("address"), 80);
+        let verdict = policy.decide(&facts, &Names::default());
+        let event = Event::Decided {
+            flow: None,
+            facts,
+            claim: Some("a.example".parse().expect("name")),
+            verdict,
+            refusal: None,
+        };
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1500);
+        let json = Entry { at, event }.to_json(policy);
+        NetworkEvent::parse(json).expect("a line of the journal")
+    }
+
+    #[test]
+    fn lines_of_the_journal_are_understood() {
+        let policy = Policy::public_only();
+        let denied = event(&policy, "fd00::1");
+        assert_eq!(
+            denied.at,
+            SystemTime::UNIX_EPOCH + Duration::from_millis(1500)
+        );
+        assert!(
+            matches!(&denied.activity, NetworkActivity::Deny(decision) if decision.port == Some(80))
+        );
+        assert_eq!(
+            denied.to_string(),
+            "deny tcp [fd00::1]:80 as a.example: no rule matches, and the preset is public-only"
+        );
+        let allowed = event(&policy, "1.1.1.1");
+        assert!(matches!(allowed.activity, NetworkActivity::Allow(_)));
+    }
+
+    #[test]
+    fn what_is_new_is_passed_on_as_it_is() {
+        let json = r#"{"time":1.5,"event":"query","name":"a.example"}"#.to_owned();
+        let event = NetworkEvent::parse(json.clone()).expect("an event");
+        assert_eq!(event.activity, NetworkActivity::Other);
+        assert_eq!((event.json(), event.to_string()), (&*json, json.clone()));
+        for bad in ["", "{}", r#"{"time":-1,"event":"lost","count":1}"#] {
+            assert!(NetworkEvent::parse(bad.into()).is_none(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listens_for_a_while_and_learns_how_much_is_missing() {
+        let (watcher, mut events) = Watcher::new();
+        let one = event(&Policy::none(), "1.1.1.1");
+        for _ in 0..MAX_WAITING + 7 {
+            assert!(watcher.tell(one.clone()));
+        }
+        for _ in 0..MAX_WAITING {
+            assert_eq!(events.recv().await, Some(one.clone()));
+        }
+        let lost = events.recv().await.expect("an event");
+        assert_eq!(lost.activity, NetworkActivity::Lost { count: 7 });
+        let parsed = NetworkEvent::parse(lost.json().to_owned()).expect("it is a line, too");
+        assert_eq!(parsed.activity, lost.activity);
+        drop(watcher);
+        assert_eq!(events.recv().await, None);
+    }
+}

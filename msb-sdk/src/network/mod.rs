@@ -1,0 +1,9 @@
+//! What a sandbox may reach, and what came of it.
+
+mod event;
+mod policy;
+
+pub(crate) use event::Watcher;
+pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents};
+pub use policy::NetworkPolicy;
+pub(crate) use policy::read_document;

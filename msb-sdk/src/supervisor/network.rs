@@ -1,0 +1,165 @@
+//! The sandbox's network: a gateway on a thread of its own, and its journal.
+//!
+//! All guests have the same addresses: each is alone on its link, and what is the same
+//! in all of them is set before a template is saved.
+
+use std::io::Write;
+
+use bytes::BytesMut;
+use msb_guest_agent::message::{Address, Host, NetworkSpec};
+use msb_net::gateway::{Config, Mac};
+use msb_net::policy::Policy;
+use msb_net::shell::{Events, Link, Network, Options, host_addresses};
+use msb_vmm::{Card, TEMPLATE_MAC, Vm};
+use tokio::sync::watch;
+
+use super::start::{Failure, random};
+use crate::control::{self, FromSupervisor};
+use crate::network::NetworkPolicy;
+
+/// The name by which a guest may call the host, whether or not it may reach it.
+const HOST_NAME: &str = "host.msb.internal";
+
+/// The guest's link-local address. Only neighbour discovery uses it.
+const LINK_LOCAL: &str = "fe80::2";
+
+/// Bits of an address that name the link, of both families.
+const PREFIX_V4: u8 = 24;
+const PREFIX_V6: u8 = 64;
+
+/// The guest's side of the link.
+pub(super) struct Wiring {
+    config: Config,
+    mac: Mac,
+}
+
+impl Wiring {
+    /// Makes up a card address and everything else that must not be guessed.
+    pub(super) fn new(policy: &NetworkPolicy) -> Result<Self, Failure> {
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&random(8)?);
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&random(6)?);
+        // Administered locally, for one receiver.
+        mac[0] = mac[0] & 0xfc | 0x02;
+        let mut config = Config::new(policy.policy().clone(), u64::from_ne_bytes(seed));
+        config.guest_mac = Some(mac);
+        Ok(Self { config, mac })
+    }
+
+    pub(super) fn card(&self) -> Card {
+        Card {
+            mac: self.mac,
+            mtu: self.config.mtu,
+        }
+    }
+
+    /// What the agent is told when it becomes this guest.
+    pub(super) fn spec(&self) -> NetworkSpec {
+        spec(&self.config, self.mac)
+    }
+
+    /// Starts the gateway at the machine's end of the link.
+    pub(super) fn connect(mut self, vm: &mut Vm) -> Result<Wire, Failure> {
+        // Which addresses are the host is for the host's kernel to say: one that is not
+        // known would be an address like any other.
+        self.config.host_addresses = host_addresses().map_err(net)?;
+        let link = vm
+            .take_network()
+            .ok_or_else(|| Failure::bug("the machine has no network card"))?;
+        let (network, events) =
+            Network::spawn(Options::new(self.config), Link::stream(link)).map_err(net)?;
+        Ok(Wire { network, events })
+    }
+}
+
+/// What the agent is told before a template is saved.
+pub(super) fn template_spec() -> NetworkSpec {
+    spec(&Config::new(Policy::none(), 0), TEMPLATE_MAC)
+}
+
+fn spec(config: &Config, mac: Mac) -> NetworkSpec {
+    let address = |address, prefix| Address { address, prefix };
+    let gateway = config.gateway_v4.into();
+    NetworkSpec {
+        mac,
+        mtu: config.mtu,
+        addresses: vec![
+            address(config.guest_v4.into(), PREFIX_V4),
+            address(config.guest_v6.into(), PREFIX_V6),
+            address(LINK_LOCAL.parse().expect("an address"), PREFIX_V6),
+        ],
+        gateways: vec![gateway, config.gateway_v6.into()],
+        resolvers: vec![gateway],
+        search: Vec::new(),
+        hosts: vec![Host {
+            address: gateway,
+            name: HOST_NAME.into(),
+        }],
+    }
+}
+
+/// A running gateway. Its sockets are closed when this is dropped.
+pub(super) struct Wire {
+    network: Network,
+    events: Events,
+}
+
+impl Wire {
+    /// Waits for the next event as a message to the creator, who must have asked for them.
+    /// Nothing is lost when this is given up.
+    pub(super) async fn message(&mut self, wanted: &mut watch::Receiver<bool>) -> BytesMut {
+        if wanted.wait_for(|wanted| *wanted).await.is_ok()
+            && let Some(entry) = self.events.recv().await
+        {
+            return message(entry.to_json(self.network.policy()));
+        }
+        // Nobody can ask any more, or the link has ended.
+        std::future::pending().await
+    }
+
+    /// Ends the network and tells the creator what is left to tell.
+    pub(super) fn finish(self, mut creator: impl Write) {
+        let Self {
+            network,
+            mut events,
+        } = self;
+        let policy = network.policy().clone();
+        network.stop();
+        while let Some(entry) = events.try_recv() {
+            if creator.write_all(&message(entry.to_json(&policy))).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn message(line: String) -> BytesMut {
+    control::encode(&FromSupervisor::Network { line })
+}
+
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+fn net(error: msb_net::Error) -> Failure {
+    Failure {
+        reason: error.to_string(),
+        hint: error.hint(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What differs between copies costs each of them time.
+    #[test]
+    fn a_copy_differs_from_its_template_in_the_cards_address_only() {
+        let wiring = Wiring::new(&NetworkPolicy::allow_all())
+            .ok()
+            .expect("wiring");
+        let mut spec = wiring.spec();
+        assert_ne!(spec.mac, TEMPLATE_MAC);
+        assert_eq!(spec.mac[0] & 3, 2);
+        spec.mac = TEMPLATE_MAC;
+        assert_eq!(spec, template_spec());
+    }
+}
