@@ -1,5 +1,7 @@
 //! What the user typed, as typed. Plans are made in `commands`.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::size::parse_mebibytes;
@@ -22,13 +24,16 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run a program from an image in a new microVM
     ///
-    /// Without CMD the image's own entrypoint and command run. The guest has
-    /// no network yet, only loopback.
+    /// Without CMD the image's own entrypoint and command run. The guest reaches
+    /// public addresses, and neither this host nor its networks, unless the
+    /// network flags say otherwise.
     Run(RunArgs),
     /// Fetch an image from a registry, or import it from an archive
     Pull(PullArgs),
     /// List or remove images
     Image(ImageArgs),
+    /// Check what a network policy does, without a sandbox
+    Policy(PolicyArgs),
     /// Say what works on this host, what does not, and why
     Doctor,
 }
@@ -42,7 +47,8 @@ Examples:
   msb run python:3.12 -- python3 -c \"print('hello')\"
   msb run -it debian -- bash
   echo data | msb run busybox -- wc -c
-  msb run -m 1G -c 2 -e MODE=test -w /app myimage")]
+  msb run -m 1G -c 2 -e MODE=test -w /app myimage
+  msb run --net none --net-rule \"allow tcp 443 api.github.com\" --net-log - debian -- bash")]
 pub(crate) struct RunArgs {
     /// Virtual CPUs
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1)]
@@ -77,6 +83,8 @@ pub(crate) struct RunArgs {
     /// Print nothing but the program's output and errors
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…
     pub(crate) image: String,
     /// Program and arguments to run instead of the image's own
@@ -86,6 +94,77 @@ pub(crate) struct RunArgs {
         value_name = "CMD"
     )]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// The network flags of `msb run`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// What the guest may reach where no rule says otherwise
+    #[arg(long, value_name = "PRESET", default_value = "public-only")]
+    pub(crate) net: NetArg,
+    /// Add a rule, such as "deny tcp 25" or "allow tcp 80,443 suffix debian.org"
+    ///
+    /// May be given several times; the first rule that matches decides. The
+    /// destination is "any", an address, a block (10.0.0.0/8), a group (public,
+    /// private, loopback, link-local, metadata, multicast, host), a name, or
+    /// "suffix" and a name.
+    #[arg(long, value_name = "RULE")]
+    pub(crate) net_rule: Vec<String>,
+    /// Take preset, rules and blocked names from a file; --net-rule comes ahead of it
+    #[arg(long, value_name = "FILE", conflicts_with = "net")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Deny a name and all names below it, ahead of every rule
+    #[arg(long, value_name = "SUFFIX")]
+    pub(crate) block_domain: Vec<String>,
+    /// Write what the network decides to FILE, or to standard error if FILE is "-"
+    #[arg(long, value_name = "FILE")]
+    pub(crate) net_log: Option<PathBuf>,
+    /// Write the network's log as lines of JSON
+    #[arg(long, requires = "net_log")]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum NetArg {
+    /// Public addresses; not this host, not private networks, not cloud metadata
+    PublicOnly,
+    /// Everything
+    AllowAll,
+    /// Nothing
+    None,
+}
+
+/// Arguments of `msb policy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PolicyArgs {
+    #[command(subcommand)]
+    pub(crate) command: PolicyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Run the "expect" lines of a policy file; exit code 1 when one does not hold
+    Check {
+        /// Policy file
+        file: PathBuf,
+    },
+    /// Say which rule decides about a flow or a query, and why no earlier one does
+    #[command(after_help = "\
+Subjects:
+  [in] tcp|udp PORT DESTINATION [at IP] [sni NAME|no-sni]
+  icmp DESTINATION
+  dns NAME
+
+Example:
+  msb policy explain FILE tcp 443 api.github.com")]
+    Explain {
+        /// Policy file
+        file: PathBuf,
+        /// Flow or query, as in an "expect" line
+        #[arg(required = true, value_name = "SUBJECT")]
+        subject: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -114,7 +193,7 @@ pub(crate) struct PullArgs {
     pub(crate) quiet: bool,
     /// Import from this OCI layout folder, OCI archive or docker archive instead
     #[arg(long, value_name = "PATH")]
-    pub(crate) from: Option<std::path::PathBuf>,
+    pub(crate) from: Option<PathBuf>,
     /// Image reference
     pub(crate) image: String,
 }
@@ -162,13 +241,18 @@ mod tests {
     }
 
     #[test]
-    fn help_says_that_the_guest_has_no_network() {
+    fn help_says_what_the_guest_reaches() {
         let mut command = super::Args::command();
         let help = command
             .find_subcommand_mut("run")
             .expect("run")
             .render_long_help()
             .to_string();
-        assert!(help.replace('\n', " ").contains("no network yet"), "{help}");
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            words.contains("The guest reaches public addresses"),
+            "{help}"
+        );
+        assert!(words.contains("--net-rule"), "{help}");
     }
 }

@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod network;
 mod progress;
 mod size;
 mod terminal;
@@ -57,6 +58,7 @@ async fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Run(run) => commands::run::run(run).await,
         Command::Pull(pull) => commands::pull::run(pull).await,
         Command::Image(image) => commands::image::run(image).await,
+        Command::Policy(policy) => commands::policy::run(policy),
         Command::Doctor => commands::doctor::run().await,
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::Failure;
 use crate::args::{IsolationArg, PullArg, RunArgs};
+use crate::network::{self, NetLog};
 use crate::progress::Display;
 use crate::terminal::{self, RawMode};
 
@@ -42,10 +43,13 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
             hint: Some("leave out -t".into()),
         });
     }
+    let builder = builder(&args)?;
+    let log = NetLog::open(&args.network)?;
     let mut signals = forwarded_signals();
     let display = Display::new(&args.image, args.quiet);
+    let shown = display.clone();
     let sandbox = tokio::select! {
-        sandbox = builder(&args, &display)?.create() => sandbox,
+        sandbox = builder.on_progress(move |step| shown.show(&step)).create() => sandbox,
         Some(number) = signals.recv() => {
             display.finish();
             // The supervisor, if there is one already, ends with us.
@@ -55,10 +59,15 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
     display.finish();
     let sandbox = sandbox?;
 
+    let log = log.map(|log| tokio::spawn(log.follow(sandbox.network_events())));
     let interactive = piped || args.interactive;
     let result = program(&sandbox, &args, interactive, signals).await;
     // Nothing of an unnamed sandbox is kept, so there is nothing to flush.
     let ended = sandbox.kill().await;
+    if let Some(log) = log {
+        // It ends with the sandbox; what it could not write, nobody wants.
+        let _ = log.await;
+    }
     match (result, ended) {
         (Ok(code), Ok(())) => Ok(code),
         (Err(failure), _) => Err(failure),
@@ -66,8 +75,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
     }
 }
 
-fn builder(args: &RunArgs, display: &Display) -> Result<SandboxBuilder, Failure> {
-    let shown = display.clone();
+fn builder(args: &RunArgs) -> Result<SandboxBuilder, Failure> {
     let mut builder = Sandbox::builder(unique_name()?)
         .image(&args.image)
         .cpus(args.cpus)
@@ -77,7 +85,7 @@ fn builder(args: &RunArgs, display: &Display) -> Result<SandboxBuilder, Failure>
             PullArg::Always => PullPolicy::Always,
             PullArg::Never => PullPolicy::Never,
         })
-        .on_progress(move |progress| shown.show(&progress));
+        .network(network::policy(&args.network)?);
     for entry in &args.env {
         builder = match entry.split_once('=') {
             Some((key, value)) => builder.env(key, value),

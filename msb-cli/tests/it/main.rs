@@ -7,5 +7,6 @@ mod errors;
 mod images;
 mod kill;
 mod lab;
+mod network;
 mod run;
 mod terminal;

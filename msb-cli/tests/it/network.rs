@@ -1,0 +1,207 @@
+//! The network of a sandbox: what its policy lets through, what it does not, and what
+//! can be seen of both. Everything stays on this host's loopback.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use crate::lab::{BUSYBOX, Lab, Run, children, finish, signal, until, wait};
+
+/// A server on loopback that answers every request with its greeting.
+struct Server {
+    port: u16,
+    /// The first line of each request.
+    requests: Receiver<String>,
+}
+
+impl Server {
+    fn start(greeting: &'static str) -> Self {
+        Self::on(Ipv4Addr::LOCALHOST.into(), greeting)
+    }
+
+    fn on(address: IpAddr, greeting: &'static str) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("listen");
+        let port = listener.local_addr().expect("address").port();
+        let (sender, requests) = channel();
+        // It lives as long as the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("accept");
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).expect("read");
+                let head = String::from_utf8_lossy(&request[..length]).into_owned();
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{greeting}",
+                    greeting.len()
+                );
+                let _ = stream.write_all(answer.as_bytes());
+                let _ = sender.send(head.lines().next().unwrap_or_default().to_owned());
+            }
+        });
+        Self { port, requests }
+    }
+
+    fn allow(&self) -> String {
+        format!("allow tcp {} host", self.port)
+    }
+}
+
+/// `msb run -q FLAGS… IMAGE -- sh -c SCRIPT`
+fn run(lab: &Lab, flags: &[&str], script: &str) -> Run {
+    let mut command = lab.msb(["run", "-q"]);
+    command
+        .args(flags)
+        .args([BUSYBOX, "--", "sh", "-c", script]);
+    finish(&mut command, b"")
+}
+
+fn fetch(target: &str, server: &Server) -> String {
+    format!("busybox wget -q -O - http://{target}:{}/path", server.port)
+}
+
+#[test]
+fn the_host_is_reached_where_a_rule_allows_it() {
+    let lab = Lab::shared();
+    let targets = [
+        ("host.msb.internal", IpAddr::from(Ipv4Addr::LOCALHOST)),
+        ("192.168.127.1", Ipv4Addr::LOCALHOST.into()),
+        ("[fd6d:7362::1]", Ipv6Addr::LOCALHOST.into()),
+    ];
+    for (target, address) in targets {
+        let server = Server::on(address, "hello from the host");
+        let allow = server.allow();
+        let flags = ["--net", "none", "--net-rule", &allow, "--net-log", "-"];
+        let fetched = run(&lab, &flags, &fetch(target, &server));
+        assert!(fetched.stderr.contains("net: allow tcp "), "{fetched:?}");
+        assert!(fetched.stderr.contains("net: closed flow "), "{fetched:?}");
+        assert_eq!(fetched.success(), "hello from the host", "{target}");
+        let request = server.requests.recv().expect("a request");
+        assert!(request.starts_with("GET /path"), "{request}");
+    }
+}
+
+#[test]
+fn the_host_is_not_reached_otherwise_and_that_is_seen() {
+    let lab = Lab::shared();
+    let server = Server::start("not for you");
+    let blocked = format!("deny tcp {} host", server.port);
+    let cases: [&[&str]; 4] = [
+        &[],
+        &["--net", "none"],
+        &["--net-rule", "allow tcp 1 host"],
+        &["--net", "allow-all", "--net-rule", &blocked],
+    ];
+    for flags in cases {
+        let mut flags = flags.to_vec();
+        flags.extend(["--net-log", "-", "--json"]);
+        let fetched = run(&lab, &flags, &fetch("host.msb.internal", &server));
+        assert_eq!(fetched.code, Some(1), "{fetched:?}");
+        assert!(fetched.stderr.contains("refused"), "{fetched:?}");
+        let line = fetched.stderr.lines().find(|line| line.starts_with('{'));
+        let event: serde_json::Value =
+            serde_json::from_str(line.expect("an event")).expect("a line of JSON");
+        assert_eq!(event["event"], "deny", "{event}");
+        assert_eq!(event["port"], server.port, "{event}");
+        assert_eq!(event["address"], "192.168.127.1", "{event}");
+    }
+    assert!(server.requests.try_recv().is_err(), "nothing came through");
+}
+
+#[test]
+fn a_policy_file_and_the_command_line_go_together() {
+    let lab = Lab::shared();
+    let server = Server::start("by the file");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("policy");
+    let log = dir.path().join("log");
+    std::fs::write(&file, format!("preset none\n{}\n", server.allow())).expect("write");
+    let [file, log] = [&file, &log].map(|path| path.to_str().expect("utf-8"));
+    let flags = ["--policy", file, "--net-log", log];
+    let fetched = run(&lab, &flags, &fetch("192.168.127.1", &server));
+    assert_eq!(fetched.stderr, "");
+    assert_eq!(fetched.success(), "by the file");
+    let logged = std::fs::read_to_string(log).expect("read");
+    assert!(logged.contains("net: allow tcp 192.168.127.1:"), "{logged}");
+    // Rules of the command line come first.
+    let flags = ["--policy", file, "--net-rule", "deny host"];
+    assert_eq!(
+        run(&lab, &flags, &fetch("192.168.127.1", &server)).code,
+        Some(1)
+    );
+}
+
+#[test]
+fn mistakes_in_policies_are_shown_with_their_place() {
+    let lab = Lab::shared();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("policy");
+    std::fs::write(&file, "preset none\nallow tcp 80 a..b\n").expect("write");
+    let file = file.to_str().expect("utf-8");
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--policy", file], &[file, "line 2, column 14", "a..b"]),
+        (
+            &["--policy", "/nonexistent/policy"],
+            &["/nonexistent/policy"],
+        ),
+        (
+            &["--net-rule", "alow tcp 25"],
+            &["alow tcp 25", "column 1", "hint: did you mean `allow`?"],
+        ),
+        (&["--block-domain", "a..b"], &["a..b"]),
+        (&["--net", "some"], &["some", "public-only"]),
+        (&["--net", "none", "--policy", file], &["--net", "--policy"]),
+    ];
+    for (flags, parts) in cases {
+        let refused = run(&lab, flags, "echo ran");
+        assert_eq!(refused.code, Some(125), "{refused:?}");
+        assert_eq!(refused.stdout, "");
+        for part in parts {
+            assert!(refused.stderr.contains(part), "{part:?} in {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn every_sandbox_has_a_card_of_its_own_with_the_same_settings() {
+    let lab = Lab::shared();
+    let script = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu /etc/resolv.conf; \
+                  busybox ip -o addr show dev eth0; busybox ip route; busybox ip -6 route";
+    let [one, other] = [(); 2].map(|()| run(&lab, &[], script).success());
+    let (mac, settings) = one.split_once('\n').expect("lines");
+    let (other_mac, other_settings) = other.split_once('\n').expect("lines");
+    assert_ne!(mac, other_mac);
+    assert_eq!(settings, other_settings);
+    for part in [
+        "65520",
+        "nameserver 192.168.127.1",
+        "192.168.127.2/24",
+        "fd6d:7362::2/64",
+        "default via 192.168.127.1 dev eth0",
+        "default via fd6d:7362::1 dev eth0",
+    ] {
+        assert!(settings.contains(part), "{part:?} in {settings}");
+    }
+    // Addresses are in use, not being probed for.
+    assert!(!settings.contains("tentative"), "{settings}");
+}
+
+#[test]
+fn the_supervisor_and_its_sockets_end_with_the_sandbox() {
+    let lab = Lab::shared();
+    let server = Server::start("");
+    let allow = server.allow();
+    let script = "busybox nc host.msb.internal $0 </dev/null; echo up; sleep 1000";
+    let mut command = lab.msb(["run", "-q", "--net-rule", &allow, BUSYBOX, "--", "sh", "-c"]);
+    command.args([script, &server.port.to_string()]);
+    let child = command.stdout(std::process::Stdio::null()).spawn();
+    let child = child.expect("spawn");
+    until("the supervisor runs", || !children(child.id()).is_empty());
+    let supervisor = children(child.id())[0];
+    server.requests.recv().expect("the guest connected");
+    signal(child.id(), "KILL");
+    let _ = wait(child);
+    until("the supervisor has ended", || {
+        !crate::lab::alive(supervisor)
+    });
+}
