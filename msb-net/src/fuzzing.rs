@@ -1,10 +1,14 @@
 //! Properties that must hold for any input; each function panics where one does not.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
+
+use hickory_proto::op::Message;
 
 use crate::claim::{Claimed, examine};
 use crate::gateway::{Action, Config, Gateway};
 use crate::policy::{Document, Policy};
+use crate::{Name, dns};
 
 /// Policy text: never panics; what is read can be written and read again.
 pub fn policy_text(data: &[u8]) {
@@ -38,6 +42,8 @@ pub fn gateway_frames(mut data: &[u8]) {
     config.limits.tcp_flows = 4;
     config.limits.udp_flows = 4;
     config.limits.tcp_buffer = 4096;
+    config.limits.queries = 4;
+    config.resolvers = vec![(Ipv4Addr::LOCALHOST, 53).into()];
     let mut gateway = Gateway::new(config);
     let mut now = Duration::ZERO;
     let mut frame = Vec::new();
@@ -72,7 +78,16 @@ fn answer(gateway: &mut Gateway, now: Duration, action: &Action) {
             gateway.write(*flow, |room| room.len().min(3000));
         }
         Action::Shutdown(flow) => gateway.finish(*flow),
-        Action::Send { flow, payload, .. } => gateway.datagram(now, *flow, payload),
+        Action::Send { flow, to, payload } => {
+            let mut payload = payload.clone();
+            if to.port() == dns::PORT
+                && let Some(flags) = payload.get_mut(2)
+            {
+                // What comes back to a query is an answer.
+                *flags |= 0x80;
+            }
+            gateway.datagram(now, *flow, &payload);
+        }
         Action::Close { .. } | Action::Forget(_) => {}
     }
 }
@@ -90,5 +105,94 @@ pub fn claim(data: &[u8]) {
     }
     if answer != Claimed::Partial {
         assert_eq!(examine(data), answer);
+    }
+}
+
+/// A guest's message to a resolver: never panics, and every reply can be read by
+/// another reader and is no longer than it may be.
+pub fn dns_query(data: &[u8]) {
+    let mut reply = Vec::new();
+    let mut answered = |query: &dns::Query<'_>, body: &dns::Body| {
+        for limit in [512, 65_535] {
+            body.reply(query, 3, query.datagram_limit(limit), &mut reply);
+            assert!(reply.len() <= limit.max(512));
+            let read = Message::from_vec(&reply).expect("a reply can be read");
+            assert_eq!(read.metadata.id, query.id);
+        }
+    };
+    match dns::Query::parse(data) {
+        Ok(query) => {
+            let note = dns::Note::new(dns::Note::BLOCKED, dns::text(query.name()));
+            let denied = dns::Body::empty(dns::Rcode::NO_SUCH_NAME, Some(note));
+            answered(&query, &denied);
+            let Some(name) = query.host_name() else {
+                return;
+            };
+            assert_eq!(dns::text(query.name()), name.as_str());
+            let own = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+            if let Some(body) = dns::local(&name, query.kind, own) {
+                answered(&query, &body);
+            }
+        }
+        Err(dns::Unreadable::Refused(query, code)) => {
+            answered(&query, &dns::Body::empty(code, None));
+        }
+        Err(dns::Unreadable::NotAQuery) => {}
+    }
+}
+
+/// A server's answer for `www.example.com`, whatever the header says of it: never
+/// panics, and what is passed on can be read by another reader and holds no
+/// address that the policy refuses.
+pub fn dns_response(data: &[u8]) {
+    let name: Name = "www.example.com".parse().expect("a name");
+    let policy = Policy::public_only();
+    let mut question = b"\x03www\x07example\x03com\0".to_vec();
+    let kind = data
+        .get(30)
+        .copied()
+        .filter(|kind| matches!(kind, 1 | 28 | 65));
+    question.extend([0, kind.unwrap_or(1), 0, 1]);
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend_from_slice(&question);
+    let mut message = data.to_vec();
+    if let Some(start) = message.get_mut(..2) {
+        start.copy_from_slice(&[0, 7]);
+    }
+    let subject = dns::Subject {
+        id: 7,
+        question: &question,
+    };
+    let verdicts = Public(&policy, &name);
+    let judged =
+        dns::header(&message, &subject).and_then(|_| dns::judge(&message, &subject, &verdicts));
+    let Some(judged) = judged else {
+        return;
+    };
+    assert!(
+        judged
+            .addresses
+            .iter()
+            .all(|a| policy.admits_answer(&name, *a))
+    );
+    let query = dns::Query::parse(&query).expect("our query is one");
+    let mut reply = Vec::new();
+    for limit in [512, 65_535] {
+        judged.body.reply(&query, 3, limit, &mut reply);
+        assert!(reply.len() <= limit);
+        Message::from_vec(&reply).expect("a reply can be read");
+    }
+}
+
+/// What a policy says of answers for one name.
+struct Public<'a>(&'a Policy, &'a Name);
+
+impl dns::Verdicts for Public<'_> {
+    fn denies(&self, alias: &Name) -> Option<String> {
+        self.0.names_as_denied(alias).then(String::new)
+    }
+
+    fn admits(&self, address: IpAddr) -> bool {
+        self.0.admits_answer(self.1, address)
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! | `event` | further members |
 //! |---|---|
-//! | `allow`, `deny` | `flow` (if it may open), `direction` (`in`, `out`), `proto` (`tcp`, `udp`, `icmp`), `address`, `port` (not for icmp), `claim` (the name the client gave), `inspect` (true: decided again once the client spoke), `rule` (from 1, if a rule decided), `by` (in words), `refusal` (why it is denied although the policy allows it) |
+//! | `allow`, `deny` | `flow` (if it may open), `direction` (`in`, `out`), `proto` (`tcp`, `udp`, `icmp`), `address`, `port` (not for icmp), `name` (that the resolver gave the address), `claim` (the name the client gave), `inspect` (true: decided again once the client spoke), `rule` (from 1, if a rule decided), `by` (in words), `refusal` (why it is denied although the policy allows it) |
+//! | `query` | `name`, `type`, `server` (whom the guest meant to ask), `code`, `from` (`upstream`, `cache`, `gateway`) and `addresses` (how many) if it was answered, `filtered` (records taken out), `refusal` (why it was not answered), `rule`, `by` (if the policy was asked), `duration` (seconds) |
 //! | `closed` | `flow`, `ended`, `sent`, `received` (payload bytes, seen from the guest), `duration` (seconds) |
 //! | `dropped` | `reason`, `count` (frames) |
 //! | `lost` | `count` (events nobody took in time) |
@@ -25,6 +26,7 @@
 use std::fmt::{Display, Write as _};
 use std::time::SystemTime;
 
+use crate::dns::Outcome;
 use crate::gateway::Event;
 use crate::policy::{Action, Decider, Direction, Policy, Transport};
 
@@ -55,6 +57,7 @@ fn describe(line: &mut Object, event: &Event, policy: &Policy) {
         Event::Decided {
             flow,
             facts,
+            name,
             claim,
             verdict,
             refusal,
@@ -69,19 +72,37 @@ fn describe(line: &mut Object, event: &Event, policy: &Policy) {
             if let Transport::Tcp(port) | Transport::Udp(port) = facts.transport {
                 line.number("port", port.into());
             }
+            if let Some(name) = name {
+                line.text("name", name);
+            }
             if let Some(claim) = claim {
                 line.text("claim", claim);
             }
             if verdict.inspect {
                 line.literal("inspect", "true");
             }
-            if let Decider::Rule(index) = verdict.by {
-                line.number("rule", index as u64 + 1);
-            }
-            line.text("by", policy.describe(&verdict.by));
+            decider(line, &verdict.by, policy);
             if let Some(refusal) = refusal {
                 line.text("refusal", refusal);
             }
+        }
+        Event::Query {
+            name,
+            kind,
+            server,
+            verdict,
+            outcome,
+            duration,
+        } => {
+            line.text("event", "query");
+            line.text("name", name);
+            line.text("type", kind);
+            line.text("server", server);
+            query_outcome(line, outcome);
+            if let Some(verdict) = verdict {
+                decider(line, &verdict.by, policy);
+            }
+            line.seconds("duration", *duration);
         }
         Event::Closed {
             flow,
@@ -106,6 +127,32 @@ fn describe(line: &mut Object, event: &Event, policy: &Policy) {
             line.text("event", "lost");
             line.number("count", *count);
         }
+    }
+}
+
+fn decider(line: &mut Object, by: &Decider, policy: &Policy) {
+    if let Decider::Rule(index) = by {
+        line.number("rule", *index as u64 + 1);
+    }
+    line.text("by", policy.describe(by));
+}
+
+fn query_outcome(line: &mut Object, outcome: &Outcome) {
+    match outcome {
+        Outcome::Answered {
+            code,
+            source,
+            addresses,
+            filtered,
+        } => {
+            line.text("code", code);
+            line.text("from", source);
+            line.number("addresses", (*addresses).into());
+            if *filtered > 0 {
+                line.number("filtered", (*filtered).into());
+            }
+        }
+        Outcome::Unanswered(why) => line.text("refusal", why),
     }
 }
 
@@ -191,13 +238,14 @@ mod tests {
         let event = Event::Decided {
             flow: Some(FlowId::from_number(7)),
             facts,
+            name: Some("b.example".parse().unwrap()),
             claim: Some("a.example".parse().unwrap()),
             verdict,
             refusal: None,
         };
         assert_eq!(
             json(event, &policy),
-            r#"{"time":1764000000.000001,"event":"allow","flow":7,"direction":"out","proto":"tcp","address":"1.1.1.1","port":443,"claim":"a.example","rule":1,"by":"rule 1: allow tcp 443 1.1.1.1"}"#
+            r#"{"time":1764000000.000001,"event":"allow","flow":7,"direction":"out","proto":"tcp","address":"1.1.1.1","port":443,"name":"b.example","claim":"a.example","rule":1,"by":"rule 1: allow tcp 443 1.1.1.1"}"#
         );
     }
 
@@ -207,10 +255,11 @@ mod tests {
         let facts = Flow::icmp("1.1.1.1".parse().unwrap());
         let verdict = policy.decide(&facts, &Names::default());
         let refusal = Some(Refusal::Loopback);
-        let (flow, claim) = (None, None);
+        let (flow, name, claim) = (None, None, None);
         let event = Event::Decided {
             flow,
             facts,
+            name,
             claim,
             verdict,
             refusal,

@@ -9,6 +9,7 @@
 
 pub mod addr;
 pub mod claim;
+pub mod dns;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;

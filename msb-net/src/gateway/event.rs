@@ -2,10 +2,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::FlowId;
 use crate::Name;
+use crate::dns::{Outcome, RecordKind};
 use crate::policy::{Flow, Verdict};
 
 /// Events that may wait for the driver, a few hundred kilobytes. A guest makes
@@ -23,12 +26,30 @@ pub enum Event {
         flow: Option<FlowId>,
         /// What was known of it.
         facts: Flow,
+        /// The name of the destination: of those that the gateway's resolver said
+        /// are at its address, the latest.
+        name: Option<Name>,
         /// The name the client claims, where that was looked at and there is one.
         claim: Option<Name>,
         /// What the policy says.
         verdict: Verdict,
         /// Why it was refused all the same.
         refusal: Option<Refusal>,
+    },
+    /// The guest asked for a name, and this is what came of it.
+    Query {
+        /// The name in lower case, odd bytes written as `\DDD`; `.` is the root.
+        name: Arc<str>,
+        /// The type of record asked for.
+        kind: RecordKind,
+        /// Whom the guest meant to ask. It was the gateway that answered.
+        server: SocketAddr,
+        /// What the policy says, if it was asked.
+        verdict: Option<Verdict>,
+        /// How it ended.
+        outcome: Outcome,
+        /// How long it took.
+        duration: Duration,
     },
     /// A flow that had been allowed is over.
     Closed {
@@ -59,8 +80,6 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// It goes to port 53, where no resolver but the gateway's may be asked.
-    ForeignResolver,
     /// It goes to a loopback or unspecified address, or one around such: no host
     /// sends that out, and dialled it would be the host of the gateway.
     Loopback,
@@ -108,6 +127,8 @@ pub enum DropReason {
     TooBig,
     /// The driver does not keep up.
     Overload,
+    /// It came from a server that was asked, and answers something else.
+    StrayAnswer,
 }
 
 /// The words that stand for the endings, reasons and refusals in logs.
@@ -124,7 +145,6 @@ macro_rules! words {
 }
 
 words!(Refusal {
-    ForeignResolver => "foreign-resolver",
     Loopback => "loopback",
     Echo => "echo",
 });
@@ -148,6 +168,7 @@ words!(DropReason {
     TooManyFlows => "too-many-flows",
     TooBig => "too-big",
     Overload => "overload",
+    StrayAnswer => "stray-answer",
 });
 
 /// The bounded queue.

@@ -4,6 +4,7 @@
 //! nothing else (RFC 826; RFC 4861, 7.2.4).
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -97,7 +98,7 @@ impl Gateway {
     /// Answers an echo request to the gateway and refuses any other message.
     ///
     /// Requests to others are not passed on, allowed or not.
-    pub(super) fn handle_echo(&mut self, packet: &Packet<'_>) {
+    pub(super) fn handle_echo(&mut self, now: Duration, packet: &Packet<'_>) {
         let (from, to) = (packet.destination, packet.source);
         let checks = ChecksumCapabilities::default();
         match (from, to) {
@@ -115,7 +116,7 @@ impl Gateway {
                 else {
                     return self.events.dropped(DropReason::UnknownProtocol);
                 };
-                if self.may_echo(packet) {
+                if self.may_echo(now, packet) {
                     let reply = Icmpv4Repr::EchoReply {
                         ident,
                         seq_no,
@@ -137,7 +138,7 @@ impl Gateway {
                 else {
                     return self.events.dropped(DropReason::UnknownProtocol);
                 };
-                if self.may_echo(packet) {
+                if self.may_echo(now, packet) {
                     let reply = Icmpv6Repr::EchoReply {
                         ident,
                         seq_no,
@@ -151,13 +152,13 @@ impl Gateway {
     }
 
     /// Tells whether an echo request is ours to answer; refuses it otherwise.
-    fn may_echo(&mut self, packet: &Packet<'_>) -> bool {
+    fn may_echo(&mut self, now: Duration, packet: &Packet<'_>) -> bool {
         if self.is_gateway(packet.destination) {
             return true;
         }
         let facts = self.facts(policy::Transport::Icmp, packet.destination);
         let id = self.new_flow();
-        self.judge(id, facts);
+        self.judge(now, id, facts);
         self.outbox.prohibited(packet);
         false
     }

@@ -31,7 +31,9 @@
 //! flows. Frames are made only when asked for, so a slow guest holds up nothing
 //! but itself, and a slow upstream closes only its own flow's window.
 
+mod dns;
 mod event;
+mod inspect;
 mod link;
 mod outbox;
 mod packet;
@@ -50,6 +52,7 @@ use std::time::Duration;
 
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol};
 
+use self::dns::Resolver;
 use self::event::Events;
 pub use self::event::{DropReason, Ended, Event, Refusal};
 use self::outbox::Outbox;
@@ -58,14 +61,14 @@ use self::tcp::TcpTable;
 use self::timers::Timers;
 use self::udp::UdpTable;
 use crate::addr::{Faces, Group};
-use crate::policy::{self, Direction, Names, Policy, Transport, Verdict};
+use crate::policy::{self, Claim, Direction, Names, Policy, Transport, Verdict};
 
 /// Actions that may wait for the driver. Each flow has a handful at most; a
 /// driver that falls behind this far gets no new frames worked on.
 const MAX_ACTIONS: usize = 4096;
 
-/// The port of the domain name system.
-const DNS_PORT: u16 = 53;
+/// Servers that are tried for one query: the system's resolver takes three.
+pub const MAX_RESOLVERS: usize = 4;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -90,6 +93,10 @@ pub struct Config {
     /// Further addresses of the host, which policy must treat as the host: those
     /// of its network cards.
     pub host_addresses: Vec<IpAddr>,
+    /// The servers that the guest's queries are passed on to, in the order in
+    /// which they are tried; of more than [`MAX_RESOLVERS`] the first ones. They
+    /// are dialled whatever the policy says. Without any, names cannot be resolved.
+    pub resolvers: Vec<SocketAddr>,
     /// The largest IP packet on the link, from 1,280 to 65,520.
     pub mtu: u16,
     /// How much the guest may use at once.
@@ -110,6 +117,7 @@ impl Config {
             gateway_v6: Ipv6Addr::new(0xfd6d, 0x7362, 0, 0, 0, 0, 0, 1),
             guest_v6: Ipv6Addr::new(0xfd6d, 0x7362, 0, 0, 0, 0, 0, 2),
             host_addresses: Vec::new(),
+            resolvers: Vec::new(),
             mtu: 65_520,
             limits: Limits::default(),
             seed,
@@ -129,6 +137,11 @@ pub struct Limits {
     /// Bytes of buffer of all TCP flows together; as it fills, new flows get
     /// smaller buffers, down to 16 KiB.
     pub tcp_memory: usize,
+    /// Queries that wait for a server, each with a socket of its own. One more is
+    /// answered with a failure.
+    pub queries: usize,
+    /// Bytes of answers that are kept to be given again.
+    pub cache_memory: usize,
 }
 
 impl Default for Limits {
@@ -141,6 +154,8 @@ impl Default for Limits {
             udp_flows: 16_384,
             tcp_buffer: 512 * 1024,
             tcp_memory: 512 * 1024 * 1024,
+            queries: 256,
+            cache_memory: 4 * 1024 * 1024,
         }
     }
 }
@@ -224,10 +239,13 @@ pub struct Gateway {
     outbox: Outbox,
     tcp: TcpTable,
     udp: UdpTable,
+    dns: Resolver,
     timers: Timers,
     actions: VecDeque<Action>,
     events: Events,
     next_flow: u64,
+    /// The latest instant heard of, for what is told without one.
+    clock: Duration,
 }
 
 impl Gateway {
@@ -238,10 +256,12 @@ impl Gateway {
             outbox: Outbox::new(config.mac, config.guest_mac, config.mtu),
             tcp: TcpTable::default(),
             udp: UdpTable::default(),
+            dns: Resolver::new(&config),
             timers: Timers::default(),
             actions: VecDeque::new(),
             events: Events::default(),
             next_flow: 0,
+            clock: Duration::ZERO,
             config,
         }
     }
@@ -250,6 +270,7 @@ impl Gateway {
     ///
     /// Never fails: what is wrong with a frame is an [`Event`].
     pub fn handle_frame(&mut self, now: Duration, frame: &[u8]) {
+        self.clock = now;
         if self.actions.len() >= MAX_ACTIONS {
             return self.events.dropped(DropReason::Overload);
         }
@@ -275,9 +296,12 @@ impl Gateway {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Duration) {
+        self.clock = now;
         while let Some(flow) = self.timers.pop(now) {
             if self.tcp.contains(flow) {
                 self.tcp_due(now, flow);
+            } else if self.dns.asks(flow) {
+                self.server_due(now, flow);
             } else {
                 self.udp_due(now, flow);
             }
@@ -337,7 +361,7 @@ impl Gateway {
         match packet.protocol {
             IpProtocol::Tcp => self.handle_tcp(now, packet),
             IpProtocol::Udp => self.handle_udp(now, packet),
-            IpProtocol::Icmp | IpProtocol::Icmpv6 => self.handle_echo(packet),
+            IpProtocol::Icmp | IpProtocol::Icmpv6 => self.handle_echo(now, packet),
             _ => {
                 self.events.dropped(DropReason::UnknownProtocol);
                 self.outbox.prohibited(packet);
@@ -348,10 +372,12 @@ impl Gateway {
     /// Judges a flow that opens, and tells of it.
     ///
     /// Some flows are refused whatever the policy says: see [`Refusal`].
-    fn judge(&mut self, id: FlowId, facts: policy::Flow) -> Option<Verdict> {
-        let verdict = self.config.policy.decide(&facts, &Names::default());
+    fn judge(&mut self, now: Duration, id: FlowId, facts: policy::Flow) -> Option<Verdict> {
+        let bound = self.dns.names(now, facts.address);
+        let claim = Claim::Pending;
+        let verdict = self.config.policy.decide(&facts, &Names { bound, claim });
+        let name = bound.last().cloned();
         let lacking = match facts.transport {
-            Transport::Tcp(DNS_PORT) | Transport::Udp(DNS_PORT) => Some(Refusal::ForeignResolver),
             // Dialled, it would be the host's own loopback (RFC 1122, 3.2.1.3).
             _ if Faces::of(facts.address)
                 .any(|face| Group::of(face) == Group::Loopback || face.is_unspecified()) =>
@@ -367,6 +393,7 @@ impl Gateway {
         self.events.push(Event::Decided {
             flow: allowed.then_some(id),
             facts,
+            name,
             claim: None,
             verdict: verdict.clone(),
             refusal,

@@ -14,11 +14,11 @@ use smoltcp::wire::{
 };
 
 use super::event::{DropReason, Ended, Event};
+use super::inspect::Unjudged;
 use super::packet::Packet;
 use super::stack::Stack;
 use super::{Action, ConnectError, FlowId, Gateway, policy};
-use crate::claim::{self, Claimed};
-use crate::policy::{Claim, Names};
+use crate::{claim, dns};
 
 /// How long an upstream connection may take to open: what Linux waits, so that a
 /// driver that forgets a flow does not leave it here for ever.
@@ -61,7 +61,7 @@ struct TcpFlow {
 
 /// What the driver knows and what it is owed.
 #[derive(Default)]
-struct Told {
+pub(super) struct Told {
     /// The flow is in [`TcpTable::ready`].
     ready: bool,
     /// [`Action::Readable`] was given and the guest's bytes were not all read.
@@ -79,9 +79,11 @@ struct Told {
     /// [`Action::Writable`] is owed when there is room.
     wants_room: bool,
     /// The guest's bytes are held back until its claim was judged.
-    unjudged: Option<policy::Flow>,
+    pub(super) unjudged: Option<Box<Unjudged>>,
+    /// The far end is the gateway's own resolver: there is no upstream.
+    resolver: bool,
     /// Its claim was refused.
-    denied: bool,
+    pub(super) denied: bool,
     /// The guest owes an acknowledgement, and was last heard of then.
     silent_since: Option<Duration>,
     sent: u64,
@@ -104,7 +106,7 @@ impl TcpTable {
         self.flows.len()
     }
 
-    fn mark_ready(&mut self, id: FlowId) {
+    pub(super) fn mark_ready(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.get_mut(&id)
             && !flow.told.ready
         {
@@ -130,8 +132,14 @@ impl TcpTable {
         }
     }
 
+    /// Tells whether the guest will send no more, and all it sent was read.
+    pub(super) fn is_read_out(&mut self, id: FlowId) -> bool {
+        let open = self.open(id);
+        open.is_some_and(|(socket, told)| told.guest_ended && socket.recv_queue() == 0)
+    }
+
     /// The open socket of a flow, beside what was told of it.
-    fn open(&mut self, id: FlowId) -> Option<(&mut Socket<'static>, &mut Told)> {
+    pub(super) fn open(&mut self, id: FlowId) -> Option<(&mut Socket<'static>, &mut Told)> {
         let flow = self.flows.get_mut(&id)?;
         match &mut flow.stage {
             Stage::Open(stack) => Some((stack.socket(), &mut flow.told)),
@@ -146,8 +154,9 @@ impl TcpTable {
 impl Gateway {
     /// The upstream connection of a flow is open.
     pub fn connected(&mut self, now: Duration, id: FlowId) {
+        self.clock = now;
         let Some(flow) = self.tcp.flows.get_mut(&id) else {
-            return;
+            return self.server_connected(id);
         };
         let Stage::Connecting { syn } = &flow.stage else {
             return;
@@ -157,7 +166,10 @@ impl Gateway {
         let seed = mix(self.config.seed ^ mix(id.0));
         let limits = self.config.limits;
         let left = limits.tcp_memory.saturating_sub(self.tcp.memory);
-        let buffer = limits.tcp_buffer.min(left / SHARE).max(MIN_BUFFER);
+        let buffer = match flow.told.resolver {
+            true => MIN_BUFFER,
+            false => limits.tcp_buffer.min(left / SHARE).max(MIN_BUFFER),
+        };
         self.tcp.memory += 2 * buffer;
         let mut stack = Stack::new(now, flow.ends.1, buffer, seed, &mut self.outbox);
         stack.receive(now, syn, &mut self.outbox);
@@ -170,8 +182,9 @@ impl Gateway {
     /// The upstream connection of a flow could not be opened: the guest hears so
     /// in the way in which it would have heard it from the network.
     pub fn connect_failed(&mut self, now: Duration, id: FlowId, error: ConnectError) {
+        self.clock = now;
         let Some(flow) = self.tcp.flows.get(&id) else {
-            return;
+            return self.server_failed(now, id);
         };
         let Stage::Connecting { syn } = &flow.stage else {
             return;
@@ -204,7 +217,7 @@ impl Gateway {
     /// that number; call again until it is 0.
     pub fn read(&mut self, id: FlowId, take: impl FnOnce(&[u8]) -> usize) -> usize {
         let Some((socket, told)) = self.tcp.open(id) else {
-            return 0;
+            return self.write_server(id, take);
         };
         if told.unjudged.is_some() || told.denied {
             return 0;
@@ -229,7 +242,7 @@ impl Gateway {
     /// means that there is no room.
     pub fn write(&mut self, id: FlowId, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let Some((socket, told)) = self.tcp.open(id) else {
-            return 0;
+            return self.read_server(id, fill);
         };
         let written = if socket.can_send() {
             socket.send(|room| {
@@ -254,6 +267,8 @@ impl Gateway {
             told.finished = true;
             socket.close();
             self.tcp.mark_ready(id);
+        } else if !self.tcp.contains(id) {
+            self.server_failed(self.clock, id);
         }
     }
 
@@ -263,7 +278,7 @@ impl Gateway {
             socket.abort();
             told.cut_off = true;
             self.tcp.mark_ready(id);
-        } else if self.tcp.contains(id) {
+        } else {
             self.connect_failed(now, id, ConnectError::Refused);
         }
     }
@@ -311,10 +326,18 @@ impl Gateway {
         segment: &TcpPacket<&[u8]>,
     ) {
         let id = self.new_flow();
-        let facts = self.facts(policy::Transport::Tcp(ends.1.port()), ends.1.ip());
-        let Some(verdict) = self.judge(id, facts) else {
-            return self.outbox.reset(packet, segment);
-        };
+        let resolver = ends.1.port() == dns::PORT;
+        let mut unjudged = None;
+        if !resolver {
+            let facts = self.facts(policy::Transport::Tcp(ends.1.port()), ends.1.ip());
+            let Some(verdict) = self.judge(now, id, facts) else {
+                return self.outbox.reset(packet, segment);
+            };
+            unjudged = verdict.inspect.then(|| {
+                let bound = self.dns.names(now, facts.address).to_vec();
+                Box::new(Unjudged { facts, bound })
+            });
+        }
         if self.tcp.len() >= self.config.limits.tcp_flows {
             self.events.dropped(DropReason::TooManyFlows);
             return self.outbox.reset(packet, segment);
@@ -325,12 +348,17 @@ impl Gateway {
             stage: Stage::Connecting { syn },
             opened: now,
             told: Told {
-                unjudged: verdict.inspect.then_some(facts),
+                unjudged,
+                resolver,
                 ..Told::default()
             },
         };
         self.tcp.flows.insert(id, flow);
         self.tcp.ids.insert(ends, id);
+        if resolver {
+            self.open_stream(id, ends);
+            return self.connected(now, id);
+        }
         self.timers.set(id, Some(now + CONNECT_TIMEOUT));
         let to = self.dial(ends.1.ip(), ends.1.port());
         self.actions.push_back(Action::Connect { flow: id, to });
@@ -350,7 +378,7 @@ impl Gateway {
                 flow.told.silent_since = None;
                 flow.told.settled = false;
                 self.tcp.mark_ready(id);
-                self.notice(id);
+                self.notice(now, id);
             }
         }
     }
@@ -393,7 +421,7 @@ impl Gateway {
         } else {
             flow.told.settled = waiting;
         }
-        self.notice(id);
+        self.notice(now, id);
         let quiet = self.tcp.flows.get(&id).is_some_and(|flow| !flow.told.ready);
         if !quiet {
             return true;
@@ -410,71 +438,25 @@ impl Gateway {
         true
     }
 
-    /// Judges what the client claims, once that can be read.
-    fn examine(&mut self, id: FlowId) {
-        let Some((socket, told)) = self.tcp.open(id) else {
-            return;
-        };
-        let Some(facts) = told.unjudged else {
-            return;
-        };
-        let waiting = socket.recv_queue();
-        let more_may_come = matches!(
-            socket.state(),
-            State::SynReceived | State::Established | State::FinWait1 | State::FinWait2
-        );
-        let claimed = match claim::examine(socket.peek(claim::MAX_EXAMINED).unwrap_or(&[])) {
-            Claimed::Partial if more_may_come => return,
-            // A client that ends without a word asks for nothing.
-            Claimed::Partial if waiting == 0 => {
-                told.unjudged = None;
-                return;
-            }
-            Claimed::Partial => Claimed::Absent,
-            claimed => claimed,
-        };
-        let claim = match &claimed {
-            Claimed::Name(name) => Claim::Name(name),
-            Claimed::Foreign if !facts.transport.must_claim() => Claim::None,
-            _ => Claim::Absent,
-        };
-        let bound = &[];
-        let verdict = self.config.policy.decide(&facts, &Names { bound, claim });
-        told.unjudged = None;
-        told.denied = verdict.action == policy::Action::Deny;
-        if told.denied {
-            socket.abort();
-        }
-        let denied = told.denied;
-        self.events.push(Event::Decided {
-            flow: (!denied).then_some(id),
-            facts,
-            claim: match claimed {
-                Claimed::Name(name) => Some(name),
-                _ => None,
-            },
-            verdict,
-            refusal: None,
-        });
-        self.tcp.mark_ready(id);
-    }
-
     /// Tells the driver what became possible.
-    fn notice(&mut self, id: FlowId) {
+    fn notice(&mut self, now: Duration, id: FlowId) {
         self.examine(id);
         let Some((socket, told)) = self.tcp.open(id) else {
             return;
         };
+        told.guest_ended |= matches!(
+            socket.state(),
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        );
+        if told.resolver {
+            return self.serve_stream(now, id);
+        }
         let held_back = told.unjudged.is_some() || told.denied;
         let actions = &mut self.actions;
         if socket.can_recv() && !told.readable && !held_back {
             told.readable = true;
             actions.push_back(Action::Readable(id));
         }
-        told.guest_ended |= matches!(
-            socket.state(),
-            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
-        );
         if told.guest_ended && socket.recv_queue() == 0 && !told.shutdown && !told.denied {
             told.shutdown = true;
             actions.push_back(Action::Shutdown(id));
@@ -494,6 +476,9 @@ impl Gateway {
             self.tcp.memory -= 2 * stack.buffer;
         }
         self.timers.set(id, None);
+        if flow.told.resolver {
+            return self.dns.close_stream(id);
+        }
         let reset = ended != Ended::Finished;
         self.actions.push_back(Action::Close { flow: id, reset });
         self.events.push(Event::Closed {
@@ -507,7 +492,7 @@ impl Gateway {
 }
 
 /// Spreads a number over 64 bits (the finalizer of splitmix64).
-fn mix(number: u64) -> u64 {
+pub(super) fn mix(number: u64) -> u64 {
     let mut bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

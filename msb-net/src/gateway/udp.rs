@@ -11,9 +11,11 @@ use std::time::Duration;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{UdpPacket, UdpRepr};
 
+use super::dns::Via;
 use super::event::{DropReason, Ended, Event};
 use super::packet::Packet;
 use super::{Action, FlowId, Gateway, MAX_ACTIONS, policy};
+use crate::dns;
 
 /// How long a flow is kept after its last datagram.
 const IDLE: Duration = Duration::from_secs(120);
@@ -55,14 +57,22 @@ impl UdpTable {
 impl Gateway {
     /// A datagram came for a flow. Does nothing when the flow is gone.
     pub fn datagram(&mut self, now: Duration, id: FlowId, payload: &[u8]) {
+        self.clock = now;
         let Some(flow) = self.udp.touch(now, id) else {
-            return;
+            return self.server_said(now, id, payload);
         };
         flow.received += payload.len() as u64;
         let (guest, far) = flow.ends;
         if !self.outbox.datagram(far, guest, payload) {
             self.events.dropped(DropReason::TooBig);
         }
+    }
+
+    /// The socket of a flow was told that its datagrams do not arrive, or could
+    /// not be opened.
+    pub fn datagram_failed(&mut self, now: Duration, id: FlowId) {
+        self.clock = now;
+        self.server_failed(now, id);
     }
 
     pub(super) fn handle_udp(&mut self, now: Duration, packet: &Packet<'_>) {
@@ -79,6 +89,9 @@ impl Gateway {
             SocketAddr::new(from, ports.src_port),
             SocketAddr::new(to, ports.dst_port),
         );
+        if ends.1.port() == dns::PORT {
+            return self.handle_query(now, Via::datagram(ends), datagram.payload());
+        }
         let id = match self.udp.ids.get(&ends) {
             Some(id) => *id,
             None => match self.open_udp(now, ends) {
@@ -104,7 +117,7 @@ impl Gateway {
     fn open_udp(&mut self, now: Duration, ends: Ends) -> Option<FlowId> {
         let id = self.new_flow();
         let facts = self.facts(policy::Transport::Udp(ends.1.port()), ends.1.ip());
-        self.judge(id, facts)?;
+        self.judge(now, id, facts)?;
         if self.udp.len() >= self.config.limits.udp_flows
             && let Some(&(_, idlest)) = self.udp.used.first()
         {

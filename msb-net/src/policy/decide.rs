@@ -226,7 +226,16 @@ impl Policy {
     /// that allows one port of a host is worth nothing without its address. A
     /// rule about blocks of addresses opens no names, except that of `public`.
     pub fn decide_query(&self, name: &Name) -> Verdict {
-        if let Some(suffix) = self.blocking(name) {
+        self.decide_query_for(Some(name))
+    }
+
+    /// Judges a query for the root of all names, of which no rule can speak by name.
+    pub fn decide_root_query(&self) -> Verdict {
+        self.decide_query_for(None)
+    }
+
+    fn decide_query_for(&self, name: Option<&Name>) -> Verdict {
+        if let Some(suffix) = name.and_then(|name| self.blocking(name)) {
             return Verdict::new(Action::Deny, Decider::Blocked(suffix.clone()));
         }
         let decides = |rule: &Rule| {
@@ -242,7 +251,8 @@ impl Policy {
                     }
                     Target::Addresses(_) => false,
                     Target::Names { pattern, at } => {
-                        pattern.matches(name) && (at.is_none() || rule.action == Action::Allow)
+                        name.is_some_and(|name| pattern.matches(name))
+                            && (at.is_none() || rule.action == Action::Allow)
                     }
                 }
         };

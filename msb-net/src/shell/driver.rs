@@ -249,7 +249,7 @@ impl Driver {
                         stream.close(reset);
                     }
                 }
-                Action::Send { flow, to, payload } => self.send(flow, to, &payload),
+                Action::Send { flow, to, payload } => self.send(now, flow, to, &payload),
                 Action::Forget(flow) => {
                     self.flows.remove(&flow);
                 }
@@ -281,20 +281,22 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, id: FlowId, to: std::net::SocketAddr, payload: &[u8]) {
+    fn send(&mut self, now: Duration, id: FlowId, to: std::net::SocketAddr, payload: &[u8]) {
         if !self.flows.contains_key(&id) {
             let opened = self
                 .dialer
                 .datagram(id, to)
                 .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
             let Ok(fd) = opened else {
-                return;
+                return self.gateway.datagram_failed(now, id);
             };
             let datagram = Upstream::Datagram(Datagram::new(fd));
             self.flows.insert(id, datagram);
         }
-        if let Some(Upstream::Datagram(datagram)) = self.flows.get(&id) {
-            let _ = datagram.send(payload);
+        if let Some(Upstream::Datagram(datagram)) = self.flows.get(&id)
+            && datagram.send(payload).is_err()
+        {
+            self.gateway.datagram_failed(now, id);
         }
     }
 
@@ -308,9 +310,11 @@ impl Driver {
             Some(Upstream::Datagram(datagram)) => {
                 datagram.waiting = false;
                 let buffer = &mut self.datagram;
-                datagram
-                    .turn(now, id, &mut self.gateway, buffer)
-                    .unwrap_or(Turn::Again)
+                let turn = datagram.turn(now, id, &mut self.gateway, buffer);
+                turn.unwrap_or_else(|_| {
+                    self.gateway.datagram_failed(now, id);
+                    Turn::Again
+                })
             }
             None => return,
         };

@@ -30,6 +30,7 @@ mod driver;
 mod host;
 mod link;
 mod pcapng;
+mod resolve;
 mod stream;
 
 use std::io;
@@ -46,6 +47,7 @@ pub use self::host::host_addresses;
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};
 pub use self::pcapng::Capture;
+pub use self::resolve::host_resolvers;
 use crate::Error;
 use crate::gateway::{Config, Gateway};
 use crate::journal::Entry;

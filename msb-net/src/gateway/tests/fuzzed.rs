@@ -9,6 +9,7 @@ use super::*;
 fn templates() -> Vec<Vec<u8>> {
     let seeds = [
         &include_bytes!("../../../../fuzz/corpus/gateway_frames/arp-then-syn")[..],
+        include_bytes!("../../../../fuzz/corpus/gateway_frames/dns"),
         include_bytes!("../../../../fuzz/corpus/gateway_frames/echo"),
         include_bytes!("../../../../fuzz/corpus/gateway_frames/neighbour"),
         include_bytes!("../../../../fuzz/corpus/gateway_frames/stray-segment"),
