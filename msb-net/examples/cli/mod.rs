@@ -5,8 +5,10 @@ pub(crate) mod capture;
 pub(crate) mod journal;
 pub(crate) mod policy;
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
+use clap::Args;
 use msb_net::gateway::Config;
 use msb_net::policy::Policy;
 
@@ -44,11 +46,30 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(125)
 }
 
+#[derive(Args)]
+pub(crate) struct ResolverArgs {
+    /// Asks the server at ADDRESS for names, in place of those of this host; may be
+    /// given again
+    #[arg(long, value_name = "ADDRESS")]
+    resolver: Vec<IpAddr>,
+}
+
+impl ResolverArgs {
+    fn servers(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let given = self.resolver.iter().map(|address| (*address, 53).into());
+        Ok(match &self.resolver[..] {
+            [] => msb_net::shell::host_resolvers()?,
+            _ => given.collect(),
+        })
+    }
+}
+
 /// A gateway's configuration with a seed that nobody can guess.
-pub(crate) fn config(policy: Policy) -> anyhow::Result<Config> {
+pub(crate) fn config(policy: Policy, resolvers: &ResolverArgs) -> anyhow::Result<Config> {
     let mut seed = [0; 8];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
     let mut config = Config::new(policy, u64::from_ne_bytes(seed));
     config.host_addresses = msb_net::shell::host_addresses()?;
+    config.resolvers = resolvers.servers()?;
     Ok(config)
 }

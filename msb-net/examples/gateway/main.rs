@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::cli::ResolverArgs;
 use crate::cli::capture::CaptureArgs;
 use crate::cli::journal::Journal;
 use crate::cli::policy::PolicyArgs;
@@ -45,6 +46,8 @@ struct Args {
     listen: PathBuf,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    resolver: ResolverArgs,
     /// Writes each decision as a line of JSON to FILE, or to standard error if
     /// FILE is "-"
     #[arg(long, value_name = "FILE")]
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let mut config = cli::config(args.policy.read()?)?;
+    let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
     let journal = Journal::open(args.events.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -101,7 +104,7 @@ async fn serve(args: &Args, config: &Config, journal: &Journal) -> anyhow::Resul
                 };
                 // No two guests share a seed: sequence numbers of one say
                 // nothing about those of another.
-                let config = cli::config(config.policy.clone())?;
+                let config = cli::config(config.policy.clone(), &args.resolver)?;
                 let mut options = Options::new(Config { mtu: args.mtu, ..config });
                 options.capture = args.capture.open(count)?;
                 match stream.and_then(|stream| start(options, stream)) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::cli::ResolverArgs;
 use crate::cli::capture::CaptureArgs;
 use crate::cli::policy::PolicyArgs;
 
@@ -21,6 +22,8 @@ use crate::cli::policy::PolicyArgs;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
+    #[command(flatten)]
+    pub(crate) resolver: ResolverArgs,
     /// Writes each decision as a line of JSON to FILE, or to standard error if
     /// FILE is "-"
     #[arg(long, value_name = "FILE")]

@@ -25,7 +25,7 @@ const BY_SIGNAL: i32 = 128;
 
 /// Runs the program in the jail; returns its exit status.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut config = cli::config(args.policy.read()?)?;
+    let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
     let journal = Journal::open(args.events.as_deref())?;
     // One thread: the gateway has its own, and this one only waits.

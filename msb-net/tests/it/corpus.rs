@@ -24,6 +24,16 @@ fn claim() {
 }
 
 #[test]
+fn dns_query() {
+    replay("dns_query", msb_net::fuzzing::dns_query);
+}
+
+#[test]
+fn dns_response() {
+    replay("dns_response", msb_net::fuzzing::dns_response);
+}
+
+#[test]
 fn gateway_frames() {
     replay("gateway_frames", msb_net::fuzzing::gateway_frames);
 }

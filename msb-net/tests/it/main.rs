@@ -4,6 +4,7 @@ mod corpus;
 mod gateway_example;
 mod guest;
 mod jail;
+mod names;
 mod network;
 mod policy_example;
 mod world;
