@@ -157,6 +157,11 @@ impl Policy {
         self.preset
     }
 
+    /// Iterates over the blocked suffixes.
+    pub fn blocked(&self) -> impl Iterator<Item = &Name> {
+        self.blocked.iter()
+    }
+
     /// Finds the longest blocked suffix that `name` falls under.
     pub fn blocking(&self, name: &Name) -> Option<&Name> {
         name.suffixes().find_map(|suffix| self.blocked.get(suffix))
