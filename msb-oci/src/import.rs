@@ -136,8 +136,8 @@ impl Archive {
             &described(&manifest.layers),
             options,
         )?;
-        layout.write(&layout.blob(digest), &content)?;
-        layout.write(&layout.blob(config_digest), &config)?;
+        layout.write_document(digest, &content)?;
+        layout.write_document(config_digest, &config)?;
         let names = manifest
             .layers
             .iter()
@@ -209,8 +209,8 @@ impl Archive {
             &layers,
             options,
         )?;
-        layout.write(&layout.blob(digest), stand_in.as_bytes())?;
-        layout.write(&layout.blob(config_digest), &config)?;
+        layout.write_document(digest, stand_in.as_bytes())?;
+        layout.write_document(config_digest, &config)?;
         let names = image.layers.clone();
         Ok((
             plan,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::layer::{BLOCK, Indexer, LayerIndex, Limits as LayerLimits};
-use crate::store::{Layout, publish};
+use crate::store::{self, Layout};
 use crate::{Digest, Error, PullEvent, Result, decompress};
 
 /// Bytes that move between threads at a time: small enough for the caches,
@@ -170,13 +170,11 @@ pub(crate) fn ingest(
         }
         let (file, index) = stored?;
         // The index goes first: a layer's blob is never there without it.
-        let mut index_file = layout.temp_file()?;
-        let index_path = layout.index(layer.diff_id);
-        index_file
-            .write_all(&index.encode())
-            .map_err(|source| Error::store("write", &index_path, source))?;
-        publish(index_file, &index_path)?;
-        publish(file, &layout.blob(layer.diff_id))?;
+        let (index_path, path) = (layout.index(layer.diff_id), layout.blob(layer.diff_id));
+        let index_file = layout.temp_file_with(&index_path, &index.encode())?;
+        store::sync(&[(&path, file.as_file()), (&index_path, index_file.as_file())])?;
+        store::rename(index_file, &index_path)?;
+        store::rename(file, &path)?;
         Ok(index)
     })
 }

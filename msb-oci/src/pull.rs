@@ -32,8 +32,8 @@ pub(crate) fn plan(
         &described(&manifest.layers),
         options,
     )?;
-    layout.write(&layout.blob(digest), &content)?;
-    layout.write(&layout.blob(config_digest), &config)?;
+    layout.write_document(digest, &content)?;
+    layout.write_document(config_digest, &config)?;
     Ok((plan, registry))
 }
 

@@ -44,7 +44,8 @@ pub(crate) fn assemble(
 
     let directory = layout.temp_dir()?;
     let path = directory.path();
-    let metadata_bytes = write_metadata(&path.join(METADATA), &tree, &devices)?;
+    let metadata_path = path.join(METADATA);
+    let (metadata, metadata_bytes) = write_metadata(&metadata_path, &tree, &devices)?;
     let mut extents = vec![VmdkExtent {
         path: METADATA.to_owned(),
         bytes: metadata_bytes,
@@ -60,15 +61,22 @@ pub(crate) fn assemble(
         what: "the root disk".to_owned(),
         reason: error.to_string(),
     })?;
-    write_synced(&path.join(ROOT_DISK), disk.as_bytes())?;
+    let (disk_path, record_path) = (path.join(ROOT_DISK), path.join(RECORD));
+    let disk = write(&disk_path, disk.as_bytes())?;
     let ids = plan.layers.iter().map(|layer| layer.diff_id).collect();
     let mut record = ImageRecord::new(plan.manifest, plan.config_digest, ids, plan.config.clone());
     record.size = extents.iter().map(|extent| extent.bytes).sum();
     let json =
         serde_json::to_vec(&record).expect("a record of strings and numbers has a JSON form");
-    write_synced(&path.join(RECORD), &json)?;
-    layout::sync_directory(path)?;
-    layout::sync_directory(&layout.blobs())?;
+    let record = write(&record_path, &json)?;
+    let blobs = layout.blobs();
+    layout::sync(&[
+        (&metadata_path, &metadata),
+        (&disk_path, &disk),
+        (&record_path, &record),
+        (path, &layout::open_directory(path)?),
+        (&blobs, &layout::open_directory(&blobs)?),
+    ])?;
     put_in_place(layout, directory, plan.manifest)
 }
 
@@ -81,7 +89,7 @@ fn device(diff_id: Digest, index: &LayerIndex) -> Device {
     }
 }
 
-fn write_metadata(path: &Path, tree: &Tree<'_>, devices: &[Device]) -> Result<u64> {
+fn write_metadata(path: &Path, tree: &Tree<'_>, devices: &[Device]) -> Result<(File, u64)> {
     let failed = |source| Error::store("write", path, source);
     let file = File::create(path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, &file);
@@ -94,15 +102,14 @@ fn write_metadata(path: &Path, tree: &Tree<'_>, devices: &[Device]) -> Result<u6
     })?;
     out.flush().map_err(failed)?;
     drop(out);
-    file.sync_data().map_err(failed)?;
-    Ok(info.bytes)
+    Ok((file, info.bytes))
 }
 
-fn write_synced(path: &Path, content: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
+fn write(path: &Path, content: &[u8]) -> Result<File> {
+    let write = || -> std::io::Result<File> {
         let mut file = File::create(path)?;
         file.write_all(content)?;
-        file.sync_data()
+        Ok(file)
     };
     write().map_err(|source| Error::store("write", path, source))
 }
@@ -116,7 +123,8 @@ fn put_in_place(layout: &Layout, directory: tempfile::TempDir, digest: Digest) -
             Ok(()) => {
                 // The name is gone: nothing is left for the guard to delete.
                 let _ = directory.keep();
-                return layout::sync_directory(&layout.images());
+                // The name is synced before a reference comes to mean it.
+                return Ok(());
             }
             Err(_) if target.exists() => {
                 if layout.is_complete(digest)

@@ -89,7 +89,7 @@ impl Layout {
         self.references().join(format!("{name}.json"))
     }
 
-    /// A file that vanishes unless it is [`publish`]ed.
+    /// A file that vanishes unless it is [`rename`]d.
     pub(crate) fn temp_file(&self) -> Result<NamedTempFile> {
         let directory = self.tmp();
         NamedTempFile::new_in(&directory)
@@ -103,28 +103,60 @@ impl Layout {
             .map_err(|source| Error::store("create a directory in", &directory, source))
     }
 
-    /// Writes a small file so that it is there whole or not at all.
-    pub(crate) fn write(&self, path: &Path, content: &[u8]) -> Result<()> {
+    /// Keeps a document under its digest. It is not synced: a reader can tell
+    /// by the name whether it is whole.
+    pub(crate) fn write_document(&self, digest: Digest, content: &[u8]) -> Result<()> {
+        let path = self.blob(digest);
+        let file = self.temp_file_with(&path, content)?;
+        rename(file, &path)
+    }
+
+    /// A temp file that is to become `path`.
+    pub(crate) fn temp_file_with(&self, path: &Path, content: &[u8]) -> Result<NamedTempFile> {
         let mut file = self.temp_file()?;
         file.write_all(content)
             .map_err(|source| Error::store("write", path, source))?;
-        publish(file, path)
+        Ok(file)
     }
 }
 
-/// Syncs a finished temp file and gives it its name.
-pub(crate) fn publish(file: NamedTempFile, path: &Path) -> Result<()> {
-    let failed = |source| Error::store("write", path, source);
-    file.as_file().sync_data().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+/// Gives a finished temp file its name. Its content is to be synced before,
+/// or the name may stand for half a file after a crash of the machine.
+pub(crate) fn rename(file: NamedTempFile, path: &Path) -> Result<()> {
+    let failed = |error: tempfile::PersistError| Error::store("write", path, error.error);
+    file.persist(path).map_err(failed)?;
     Ok(())
 }
 
-/// Makes the names in a directory survive a crash of the machine.
-pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| Error::store("sync", path, source))
+/// Makes the content of files, or the names in directories, survive a crash of
+/// the machine. All at the same time: flushing a disk takes milliseconds
+/// however little there is to flush, and one flush can do for all.
+pub(crate) fn sync(files: &[(&Path, &File)]) -> Result<()> {
+    let one = |(path, file): &(&Path, &File)| {
+        file.sync_all()
+            .map_err(|source| Error::store("sync", path, source))
+    };
+    let Some((first, others)) = files.split_first() else {
+        return Ok(());
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = others
+            .iter()
+            .map(|other| scope.spawn(move || one(other)))
+            .collect();
+        let result = one(first);
+        others.into_iter().fold(result, |result, other| {
+            let other = other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            result.and(other)
+        })
+    })
+}
+
+/// Opens a directory for [`sync`].
+pub(crate) fn open_directory(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Error::store("open", path, source))
 }
 
 /// Reads a small file; `None` if there is none.

@@ -18,7 +18,7 @@ use crate::{
     pull,
 };
 
-pub(crate) use layout::{Layout, METADATA, publish};
+pub(crate) use layout::{Layout, METADATA, rename, sync};
 
 /// A store of images below one directory.
 ///

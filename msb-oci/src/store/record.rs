@@ -157,8 +157,14 @@ pub(super) fn write_reference(
             digest,
         };
         let json = serde_json::to_vec(&record).expect("a record of strings has a JSON form");
-        layout.write(&path, &json)?;
-        layout::sync_directory(&layout.references())?;
+        let file = layout.temp_file_with(&path, &json)?;
+        let (images, references) = (layout.images(), layout.references());
+        layout::sync(&[
+            (&path, file.as_file()),
+            (&images, &layout::open_directory(&images)?),
+        ])?;
+        layout::rename(file, &path)?;
+        layout::sync(&[(&references, &layout::open_directory(&references)?)])?;
     }
     Ok(before.filter(|before| *before != digest))
 }
