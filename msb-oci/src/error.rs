@@ -238,6 +238,9 @@ impl Error {
             Error::WrongDigest { .. } | Error::WrongSize { .. } => {
                 "the content was damaged or changed on its way; try again, or do not trust its source".to_owned()
             }
+            Error::Layer { .. } | Error::Decompress { .. } => {
+                "the image is damaged or means harm; build it anew, or do not trust its source".to_owned()
+            }
             Error::TooLarge { .. } => "raise the limit if the image is trusted".to_owned(),
             Error::DiskFull { .. } => "remove images that are not needed, or free space on the disk".to_owned(),
             Error::Store { source, path, .. } if source.kind() == io::ErrorKind::PermissionDenied => {

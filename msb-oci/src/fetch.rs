@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::ingest::{Budget, Events, Layer, Source, ingest};
-use crate::layer::LayerIndex;
+use crate::layer::{Fault, LayerIndex};
 use crate::manifest::Descriptor;
 use crate::store::{Layout, lock};
 use crate::{Digest, Error, ImageConfig, Limits, PullEvent, PullOptions, Result};
@@ -112,7 +112,10 @@ pub(crate) fn layers(
         .iter()
         .filter(|layer| seen.insert(layer.diff_id, ()).is_none())
         .collect();
-    let budget = Budget::new(limits);
+    let packed = unique
+        .iter()
+        .fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+    let budget = Budget::new(limits, packed);
     let next = AtomicUsize::new(0);
     let fetched = Mutex::new(Fetched {
         indexes: HashMap::new(),
@@ -163,7 +166,13 @@ fn one(
         let Some(index) = layout.layer(layer.diff_id)? else {
             return Ok(None);
         };
-        budget.spend(index.tar_bytes())?;
+        budget.receive(layer.size.min(index.tar_bytes()));
+        budget
+            .spend(index.tar_bytes())
+            .map_err(|reason| Error::Layer {
+                layer: layer.name(),
+                fault: Fault::of_stream(reason),
+            })?;
         events(PullEvent::LayerExists { layer: number });
         Ok(Some(index))
     };

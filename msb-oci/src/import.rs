@@ -17,7 +17,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use serde::Deserialize;
 
 use crate::fetch::{Plan, described};
-use crate::ingest::{Failure, Layer, Source};
+use crate::ingest::{Failure, Layer, Source, expanded_limit};
 use crate::layer::{Extent, Indexer, Kind, Limits as LayerLimits};
 use crate::manifest::{self, Document, MAX_CONFIG, MAX_MANIFEST};
 use crate::registry::check;
@@ -406,7 +406,8 @@ fn index_tar(
     options: &PullOptions,
 ) -> Result<Content> {
     let failed = |source| Error::store("read", path, source);
-    let limit = options.limits.image_bytes;
+    let packed = file.metadata().map_err(failed)?.len();
+    let limit = expanded_limit(&options.limits, packed);
     let mut indexer = Indexer::new(LayerLimits {
         entries: options.limits.layer_entries,
         bytes: limit,

@@ -8,14 +8,14 @@
 //! memory does not depend on the layer. Nothing gets a name in the store
 //! before digest, size and diff-id are verified.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::layer::{BLOCK, Indexer, LayerIndex, Limits as LayerLimits};
+use crate::layer::{BLOCK, Indexer, LayerIndex, Limits as LayerLimits, Reason};
 use crate::store::{self, Layout};
 use crate::{Digest, Error, PullEvent, Result, decompress};
 
@@ -28,6 +28,11 @@ const QUEUE: usize = 8;
 const MAX_ATTEMPTS: u32 = 5;
 /// Pause before the second attempt; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Times its compressed size that an image may come to. Programs and texts come
+/// to three or four times of it, a disk image that is mostly empty to thirty.
+const MAX_EXPANSION: u64 = 100;
+/// An image may come to so many bytes however well it is compressed.
+const MIN_EXPANDED: u64 = 4 << 30;
 /// How often progress is told.
 const PROGRESS: u64 = 1 << 20;
 
@@ -86,40 +91,67 @@ pub(crate) trait Source: Sync {
     }
 }
 
+/// What `packed` bytes may come to when they are decompressed: a bomb is
+/// refused long before it has reached the limit of large images.
+pub(crate) fn expanded_limit(limits: &crate::Limits, packed: u64) -> u64 {
+    let expanded = packed.saturating_mul(MAX_EXPANSION).max(MIN_EXPANDED);
+    limits.image_bytes.min(expanded)
+}
+
 /// What an image may cost, counted down by all its layers.
 pub(crate) struct Budget {
-    bytes: AtomicU64,
-    limit: u64,
-    entries: u64,
+    limits: crate::Limits,
+    /// What the image says that it comes to when transferred.
+    announced: u64,
+    /// What has been transferred: an announcement may lie.
+    received: AtomicU64,
+    /// Uncompressed bytes.
+    spent: AtomicU64,
 }
 
 impl Budget {
-    pub(crate) fn new(limits: &crate::Limits) -> Budget {
+    /// For an image of so many bytes as transferred.
+    pub(crate) fn new(limits: &crate::Limits, announced: u64) -> Budget {
         Budget {
-            bytes: AtomicU64::new(limits.image_bytes),
-            limit: limits.image_bytes,
-            entries: limits.layer_entries,
+            limits: limits.clone(),
+            announced,
+            received: AtomicU64::new(0),
+            spent: AtomicU64::new(0),
         }
     }
 
     /// Makes all layers that share the budget end.
     pub(crate) fn cancel(&self) {
-        self.bytes.store(0, Ordering::Relaxed);
+        self.spent.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Notes bytes that have come, before they are decompressed.
+    pub(crate) fn receive(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Takes uncompressed bytes off the budget.
-    pub(crate) fn spend(&self, bytes: u64) -> Result<()> {
-        let spent = |left: u64| left.checked_sub(bytes);
+    pub(crate) fn spend(&self, bytes: u64) -> Result<(), Reason> {
+        let packed = self.received.load(Ordering::Relaxed).min(self.announced);
+        let limit = expanded_limit(&self.limits, packed);
+        let spend = |spent: u64| spent.checked_add(bytes).filter(|&spent| spent <= limit);
         match self
-            .bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent)
+            .spent
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend)
         {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::TooLarge {
-                what: "the uncompressed image".to_owned(),
-                limit: self.limit,
-                unit: "bytes",
+            Err(_) => Err(Reason::LimitExceeded {
+                what: "bytes in the uncompressed image",
+                limit,
             }),
+        }
+    }
+
+    /// What one layer may hold.
+    fn layer_limits(&self) -> LayerLimits {
+        LayerLimits {
+            entries: self.limits.layer_entries,
+            bytes: expanded_limit(&self.limits, self.announced),
         }
     }
 }
@@ -152,7 +184,7 @@ pub(crate) fn ingest(
     let (plain_out, plain_in) = sync_channel(QUEUE);
     std::thread::scope(|scope| {
         // Each thread owns its sender: its end closes the channel.
-        let transfer = scope.spawn(move || transfer(layer, source, &packed_out, events));
+        let transfer = scope.spawn(move || transfer(layer, source, &packed_out, budget, events));
         let inflate = scope.spawn(move || inflate(layer, packed_in, &plain_out));
         let stored = store(layout, layer, plain_in, budget);
         let transferred = transfer
@@ -183,14 +215,17 @@ fn transfer(
     layer: &Layer,
     source: &dyn Source,
     out: &SyncSender<Vec<u8>>,
+    budget: &Budget,
     events: Events<'_>,
 ) -> Result<(), Stop> {
     let mut hash = Sha256::new();
-    let (mut done, mut attempt, mut told) = (0, 1, 0);
+    let (mut done, mut attempt, mut told, mut received) = (0, 1, 0, 0);
     loop {
         let before = done;
         let failure =
             match attempt_transfer(layer, source, out, &mut hash, &mut done, &mut |done| {
+                budget.receive(done - received);
+                received = done;
                 if done - told >= PROGRESS || done == layer.size {
                     told = done;
                     events(PullEvent::LayerProgress {
@@ -356,6 +391,13 @@ fn inflate_all(input: &mut Chunks, out: &SyncSender<Vec<u8>>) -> io::Result<bool
     }
 }
 
+/// Whether there is nothing but zeros. Sixteen bytes at a time: most chunks
+/// are told apart by their first.
+fn is_zero(chunk: &[u8]) -> bool {
+    let (words, rest) = chunk.as_chunks::<16>();
+    words.iter().all(|&word| u128::from_ne_bytes(word) == 0) && rest.iter().all(|&byte| byte == 0)
+}
+
 fn store(
     layout: &Layout,
     layer: &Layer,
@@ -370,16 +412,21 @@ fn store(
     };
     let mut file = layout.temp_file()?;
     let mut hash = Sha256::new();
-    let mut indexer = Indexer::new(LayerLimits {
-        entries: budget.entries,
-        bytes: budget.limit,
-    });
+    let mut indexer = Indexer::new(budget.layer_limits());
     let mut size = 0;
     for chunk in input {
-        budget.spend(chunk.len() as u64)?;
+        budget
+            .spend(chunk.len() as u64)
+            .map_err(|reason| refused(indexer.fault(reason)))?;
         hash.update(&chunk);
         indexer.push(&chunk).map_err(refused)?;
-        file.write_all(&chunk).map_err(failed)?;
+        if is_zero(&chunk) {
+            // A hole costs nothing, and reads the same.
+            let length = chunk.len() as i64;
+            file.seek(SeekFrom::Current(length)).map_err(failed)?;
+        } else {
+            file.write_all(&chunk).map_err(failed)?;
+        }
         size += chunk.len() as u64;
     }
     let got = Digest::from_bytes(hash.finalize().into());
@@ -396,4 +443,43 @@ fn store(
         .set_len(size.next_multiple_of(BLOCK))
         .map_err(failed)?;
     Ok((file, index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Budget, MAX_EXPANSION, MIN_EXPANDED, is_zero};
+
+    #[test]
+    fn what_was_announced_and_did_not_come_expands_to_nothing() {
+        let budget = Budget::new(&crate::Limits::default(), 100 << 20);
+        budget.spend(MIN_EXPANDED).unwrap();
+        assert!(budget.spend(1).is_err());
+        budget.receive(60 << 20);
+        let limit = (60 << 20) * MAX_EXPANSION;
+        budget.spend(limit - MIN_EXPANDED).unwrap();
+        assert!(budget.spend(1).is_err());
+        // More than was announced is not accepted by the transfer, either.
+        budget.receive(60 << 20);
+        budget.spend((40 << 20) * MAX_EXPANSION).unwrap();
+        assert!(budget.spend(1).is_err());
+    }
+
+    #[test]
+    fn cancelling_ends_all() {
+        let budget = Budget::new(&crate::Limits::default(), 100);
+        budget.cancel();
+        assert!(budget.spend(0).is_err() && budget.spend(1).is_err());
+    }
+
+    #[test]
+    fn zeros_of_any_length() {
+        for length in [0, 1, 15, 16, 17, 100] {
+            let mut chunk = vec![0; length];
+            assert!(is_zero(&chunk));
+            if let Some(last) = chunk.last_mut() {
+                *last = 1;
+                assert!(!is_zero(&chunk));
+            }
+        }
+    }
 }

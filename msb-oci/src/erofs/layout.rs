@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::directory::{Packed, pack};
 use super::{Device, MAX_CHUNKS, PAGE, WriteError, xattr};
-use crate::layer::{BLOCK, Kind};
+use crate::layer::{BLOCK, Kind, printable};
 use crate::tree::{Node, NodeId, Tree};
 
 /// Where the superblock is; before it is room for a boot sector.
@@ -204,11 +204,12 @@ impl Problem {
             .find(|(_, other)| other.id() == node.id())
             .map(|(path, _)| path)
             .unwrap_or_default();
-        WriteError::named(&path, |path| match self {
-            Problem::TooSparse => WriteError::TooSparse { path },
-            Problem::XattrsTooLarge => WriteError::XattrsTooLarge { path },
-            Problem::NoDevice => WriteError::NoDevice { path },
-        })
+        let (layer, path) = (node.layer(), printable(&path));
+        match self {
+            Problem::TooSparse => WriteError::TooSparse { layer, path },
+            Problem::XattrsTooLarge => WriteError::XattrsTooLarge { layer, path },
+            Problem::NoDevice => WriteError::NoDevice { layer, path },
+        }
     }
 }
 

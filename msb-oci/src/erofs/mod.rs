@@ -27,7 +27,7 @@ mod xattr;
 
 use std::io::{self, Write};
 
-use crate::layer::{BLOCK, printable};
+use crate::layer::BLOCK;
 use crate::tree::Tree;
 
 pub(crate) use crc32c::crc32c;
@@ -81,26 +81,38 @@ pub enum WriteError {
     /// A sparse file's runs are too many or too finely aligned.
     #[error("the sparse file \"{path}\" needs too many chunks")]
     TooSparse {
+        /// The number of its layer.
+        layer: u32,
         /// Its path.
         path: String,
     },
     /// An inode's xattrs are over 256 KiB.
     #[error("the extended attributes of \"{path}\" exceed 256 KiB")]
     XattrsTooLarge {
+        /// The number of its layer.
+        layer: u32,
         /// Its path.
         path: String,
     },
     /// A node is from a layer that has no device, or lies beyond its end.
     #[error("the data of \"{path}\" lies outside of its layer")]
     NoDevice {
+        /// The number of its layer.
+        layer: u32,
         /// Its path.
         path: String,
     },
 }
 
 impl WriteError {
-    fn named(path: &[u8], make: impl FnOnce(String) -> WriteError) -> WriteError {
-        make(printable(path))
+    /// The number of the layer whose content can't be written, if it is one's.
+    pub fn layer(&self) -> Option<u32> {
+        match *self {
+            WriteError::TooSparse { layer, .. }
+            | WriteError::XattrsTooLarge { layer, .. }
+            | WriteError::NoDevice { layer, .. } => Some(layer),
+            WriteError::Io(_) | WriteError::TooLarge => None,
+        }
     }
 }
 

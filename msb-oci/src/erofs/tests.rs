@@ -146,7 +146,7 @@ fn a_huge_hole_costs_nothing_but_a_finely_mapped_one_is_refused() {
     };
     assert_eq!(written(&layer("", 0)).unwrap(), 4096);
     let refusal = written(&layer("512,512", 512)).unwrap_err();
-    assert!(matches!(refusal, WriteError::TooSparse { path } if path == "s"));
+    assert!(matches!(refusal, WriteError::TooSparse { layer: 0, path } if path == "s"));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn data_outside_of_its_layer_is_refused() {
     let tree = Tree::merge([&index]).unwrap();
     for devices in [&[][..], &[Device::new(512)]] {
         let refusal = write(&tree, devices, &mut Vec::new()).unwrap_err();
-        assert!(matches!(refusal, WriteError::NoDevice { path } if path == "d/f"));
+        assert!(matches!(refusal, WriteError::NoDevice { layer: 0, path } if path == "d/f"));
     }
 }
 

@@ -128,7 +128,7 @@ pub enum Reason {
     #[error("absolute name")]
     AbsoluteName,
     /// The name has a `..` component.
-    #[error("the name leads out of the root through \"..\"")]
+    #[error("\"..\" in a name, which could lead out of the root")]
     ParentComponent,
     /// The name holds a NUL byte.
     #[error("NUL byte in a name")]
@@ -148,7 +148,7 @@ pub enum Reason {
     /// The link target is empty, too long or holds a NUL.
     #[error("malformed link target")]
     BadTarget,
-    /// A hard link whose target is absolute or has a `..` component.
+    /// A hard link whose target has a `..` component.
     #[error("hard link to outside of the root: \"{target}\"")]
     LinkOutside {
         /// The target as the layer spells it.

@@ -41,6 +41,9 @@ pub struct Indexer {
     headers: u64,
     global: Extended,
     extended: Option<Extended>,
+    /// What is wrong with an extended header, until the entry that it belongs
+    /// to has told its name.
+    flaw: Option<Reason>,
     name: Vec<u8>,
     path: Vec<u8>,
     target: Vec<u8>,
@@ -114,6 +117,7 @@ impl Indexer {
             headers: 0,
             global: Extended::default(),
             extended: None,
+            flaw: None,
             name: Vec::new(),
             path: Vec::new(),
             target: Vec::new(),
@@ -146,15 +150,15 @@ impl Indexer {
             State::Block(Wanted::SecondZero) => self.filled == 0,
             State::Block(_) | State::Collect { .. } | State::Skip(_) => false,
         };
-        if complete {
-            Ok(self.builder.finish(self.position))
-        } else {
-            Err(self.fault(Reason::Truncated))
+        match self.flaw {
+            Some(flaw) => Err(Fault::of_stream(flaw)),
+            None if complete => Ok(self.builder.finish(self.position)),
+            None => Err(self.fault(Reason::Truncated)),
         }
     }
 
     /// A fault of the entry being read, or of the stream before the first.
-    fn fault(&self, reason: Reason) -> Fault {
+    pub(crate) fn fault(&self, reason: Reason) -> Fault {
         if self.name.is_empty() {
             Fault::of_stream(reason)
         } else {
@@ -296,13 +300,14 @@ impl Indexer {
     }
 
     fn collect(&mut self, header: &Header<'_>, kind: Collected) -> Result<(), Fault> {
-        let size = header.size().map_err(|reason| self.fault(reason))?;
+        // Whose header this is can't be known: what tells its name comes later.
+        let size = header.size().map_err(Fault::of_stream)?;
         let limit = match kind {
             Collected::Pax | Collected::GlobalPax => MAX_EXTENDED_HEADER,
             Collected::LongName | Collected::LongLink => MAX_PATH as u64 + 1,
         };
         if size > limit {
-            return Err(self.fault(Reason::LimitExceeded {
+            return Err(Fault::of_stream(Reason::LimitExceeded {
                 what: "bytes in an extended header",
                 limit,
             }));
@@ -338,7 +343,14 @@ impl Indexer {
                 Ok(())
             }
         };
-        result.map_err(|reason| self.fault(reason))
+        match (result, kind) {
+            (Ok(()), _) => Ok(()),
+            (Err(flaw), Collected::GlobalPax) => Err(Fault::of_stream(flaw)),
+            (Err(flaw), _) => {
+                self.flaw.get_or_insert(flaw);
+                Ok(())
+            }
+        }
     }
 
     fn extended(&mut self) -> &mut Extended {
@@ -351,6 +363,9 @@ impl Indexer {
         let extended = self.extended.get_or_insert_with(|| self.global.clone());
         if let Some(path) = extended.sparse.name.as_ref().or(extended.path.as_ref()) {
             self.name.clone_from(path);
+        }
+        if let Some(flaw) = self.flaw.take() {
+            return Err(self.fault(flaw));
         }
         let flag = header.type_flag();
         let kind = match flag {

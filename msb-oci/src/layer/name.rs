@@ -60,10 +60,12 @@ pub(super) fn parse(raw: &[u8], path: &mut Vec<u8>) -> Result<Meaning, Reason> {
     }
 }
 
-/// Writes the path of a hard link's target, which is relative to the root.
+/// Writes the path of a hard link's target, which begins at the root, with a
+/// slash or without: kaniko writes one.
 pub(super) fn parse_link_target(raw: &[u8], path: &mut Vec<u8>) -> Result<(), Reason> {
-    match normalise(raw, path) {
-        Err(Reason::AbsoluteName | Reason::ParentComponent) => Err(Reason::LinkOutside {
+    let slashes = raw.iter().take_while(|&&byte| byte == b'/').count();
+    match normalise(&raw[slashes..], path) {
+        Err(Reason::ParentComponent) => Err(Reason::LinkOutside {
             target: super::fault::printable(raw),
         }),
         Err(_) => Err(Reason::BadTarget),

@@ -10,6 +10,7 @@ use super::layout::{self, Layout, METADATA, RECORD, ROOT_DISK};
 use super::record::{self, ImageRecord};
 use crate::erofs::{self, Device};
 use crate::fetch::Plan;
+use crate::ingest::Layer;
 use crate::layer::{BLOCK, LayerIndex};
 use crate::tree::Tree;
 use crate::vmdk::{self, VmdkExtent};
@@ -32,7 +33,7 @@ pub(crate) fn assemble(
         layer: plan
             .layers
             .get(refused.layer)
-            .map_or_else(String::new, crate::ingest::Layer::name),
+            .map_or_else(String::new, Layer::name),
         fault: refused.fault,
     })?;
     let devices: Vec<Device> = plan
@@ -45,7 +46,7 @@ pub(crate) fn assemble(
     let directory = layout.temp_dir()?;
     let path = directory.path();
     let metadata_path = path.join(METADATA);
-    let (metadata, metadata_bytes) = write_metadata(&metadata_path, &tree, &devices)?;
+    let (metadata, metadata_bytes) = write_metadata(&metadata_path, &tree, &devices, plan)?;
     let mut extents = vec![VmdkExtent {
         path: METADATA.to_owned(),
         bytes: metadata_bytes,
@@ -89,14 +90,22 @@ fn device(diff_id: Digest, index: &LayerIndex) -> Device {
     }
 }
 
-fn write_metadata(path: &Path, tree: &Tree<'_>, devices: &[Device]) -> Result<(File, u64)> {
+fn write_metadata(
+    path: &Path,
+    tree: &Tree<'_>,
+    devices: &[Device],
+    plan: &Plan,
+) -> Result<(File, u64)> {
     let failed = |source| Error::store("write", path, source);
     let file = File::create(path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, &file);
     let info = erofs::write(tree, devices, &mut out).map_err(|error| match error {
         erofs::WriteError::Io(source) => failed(source),
         error => Error::BadImage {
-            what: "the root file system".to_owned(),
+            what: error
+                .layer()
+                .and_then(|number| plan.layers.get(number as usize))
+                .map_or("the root file system".to_owned(), Layer::name),
             reason: error.to_string(),
         },
     })?;

@@ -101,8 +101,77 @@ fn bombs_of_one_layer_and_of_several() {
     let layers = ["a", "b"].map(|name| tar(&[(name, &vec![0; 700 << 10])]));
     let image = TestImage::new(&layers.map(|plain| (gzip(&plain), plain)));
     let fake = Fake::start(move |request| image.answer(request));
-    let error = refused(&fake, &options);
-    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    let text = refused(&fake, &options).to_string();
+    assert!(
+        text.contains("layer 2 of 2") && text.contains("entry \"b\""),
+        "{text}"
+    );
+}
+
+/// A tar whose first header has other bytes at `at`.
+fn changed(tar: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut tar = tar.to_vec();
+    tar[at..at + bytes.len()].copy_from_slice(bytes);
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar[..512].iter().map(|&byte| u32::from(byte)).sum();
+    tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar
+}
+
+/// A layer of one file of zeros: header and gzip made by hand, as the zeros
+/// are too many to be held.
+fn bomb(bytes: u64) -> TestImage {
+    let size = format!("{bytes:011o}\0");
+    let header = changed(&tar(&[("boom", b"")])[..512], 124, size.as_bytes());
+    let mut packed = gzip(&header);
+    let zeros = gzip(&vec![0; 16 << 20]);
+    for _ in 0..bytes.div_ceil(16 << 20) {
+        packed.extend_from_slice(&zeros);
+    }
+    TestImage::new(&[(packed, header)])
+}
+
+#[test]
+fn a_bomb_is_told_by_its_expansion() {
+    let error = refused_image(bomb(5 << 30));
+    let text = error.to_string();
+    assert!(
+        text.contains("layer 1 of 1") && text.contains("\"boom\": more than"),
+        "{text}"
+    );
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn zeros_take_no_space_in_the_store() {
+    use std::os::unix::fs::MetadataExt;
+    let image = TestImage::of(&[("zeros", &vec![0; 8 << 20]), ("end", b"x")]);
+    let fake = Fake::start(move |request| image.answer(request));
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let reference = format!("{}/app:1", fake.host()).parse().unwrap();
+    let image = store
+        .pull(&reference, &PullOptions::default(), &|_| {})
+        .unwrap();
+    let blob = directory
+        .path()
+        .join("blobs/sha256")
+        .join(image.layers()[0].hex());
+    let metadata = std::fs::metadata(blob).unwrap();
+    assert!(metadata.len() > 8 << 20);
+    assert!(metadata.blocks() * 512 < 1 << 20, "{metadata:?}");
+}
+
+#[test]
+fn sparse_file_that_the_root_cannot_hold() {
+    let records = b"30 GNU.sparse.size=9999999999\n26 GNU.sparse.map=512,512\n";
+    let mut layer = changed(&tar(&[("pax", records)]), 156, b"x")[..1024].to_vec();
+    layer.extend(tar(&[("fine", &[1; 512])]));
+    let text = refused_image(TestImage::new(&[(gzip(&layer), layer)])).to_string();
+    assert!(
+        text.contains("layer 1 of 1") && text.contains("\"fine\""),
+        "{text}"
+    );
 }
 
 #[test]
