@@ -14,10 +14,12 @@ use smoltcp::wire::{
 use super::Mac;
 use super::packet::Packet;
 
-/// Frames that may wait. Flows make theirs only when the driver asks for one, so
-/// what waits here are answers to single frames; a guest that does not take them
-/// loses them.
-const MAX_FRAMES: usize = 256;
+/// Frames that may wait, and their bytes. Flows make theirs only when the driver
+/// asks for one, so what waits here are answers to single frames; a guest that
+/// does not take them loses them. A driver hands in what one read of the link
+/// brought, up to some thousand small frames, before it asks for any.
+const MAX_FRAMES: usize = 4096;
+const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Buffers kept for the next frames.
 const MAX_SPARE: usize = 32;
@@ -34,6 +36,8 @@ const QUOTED: usize = 576 - 20 - 8 - 20;
 
 pub(super) struct Outbox {
     frames: VecDeque<Vec<u8>>,
+    /// The bytes of all of them.
+    bytes: usize,
     spare: Vec<Vec<u8>>,
     mac: Mac,
     pub(super) guest_mac: Option<Mac>,
@@ -44,6 +48,7 @@ impl Outbox {
     pub(super) fn new(mac: Mac, guest_mac: Option<Mac>, mtu: u16) -> Self {
         Self {
             frames: VecDeque::new(),
+            bytes: 0,
             spare: Vec::new(),
             mac,
             guest_mac,
@@ -59,6 +64,7 @@ impl Outbox {
         let Some(next) = self.frames.pop_front() else {
             return false;
         };
+        self.bytes -= next.len();
         let old = std::mem::replace(frame, next);
         if self.spare.len() < MAX_SPARE {
             self.spare.push(old);
@@ -101,10 +107,15 @@ impl Outbox {
         frame.set_dst_addr(EthernetAddress(self.guest_mac.unwrap_or([0xff; 6])));
         let (result, kind) = fill(frame.payload_mut());
         frame.set_ethertype(kind);
-        if self.frames.len() < MAX_FRAMES {
+        if self.has_room() {
+            self.bytes += buffer.len();
             self.frames.push_back(buffer);
         }
         result
+    }
+
+    fn has_room(&self) -> bool {
+        self.frames.len() < MAX_FRAMES && self.bytes < MAX_BYTES
     }
 
     /// Queues an IP packet with `length` bytes of payload.
@@ -283,7 +294,7 @@ impl Device for Wire<'_> {
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
-        (self.outbox.len() < MAX_FRAMES).then_some(Sender(self.outbox))
+        self.outbox.has_room().then_some(Sender(self.outbox))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

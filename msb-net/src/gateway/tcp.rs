@@ -338,7 +338,8 @@ impl Gateway {
                 Box::new(Unjudged { facts, bound })
             });
         }
-        if self.tcp.len() >= self.config.limits.tcp_flows {
+        let full = self.tcp.len() >= self.config.limits.tcp_flows;
+        if full || resolver && !self.has_room_for_stream(now) {
             self.events.dropped(DropReason::TooManyFlows);
             return self.outbox.reset(packet, segment);
         }

@@ -4,7 +4,7 @@
 //! The far end of such a flow is the gateway itself: its bytes are taken and given
 //! here, where other flows wait for the driver.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,20 +15,23 @@ use super::Via;
 /// longer ends the connection.
 const MAX_QUERY: usize = 4096;
 
+/// Connections at once: a program has one. The oldest of those that wait for
+/// nothing makes room.
+const MAX_STREAMS: usize = 64;
+
 /// Queries of one connection that may wait for a server. No more are read while
 /// they do, so the guest's window closes.
-const MAX_WAITING: usize = 64;
+const MAX_WAITING: usize = 16;
 
 /// Bytes of answers that the guest has not taken; no more queries are read while
-/// there are more. One answer may be added to it, and those that wait.
-const MAX_OUTPUT: usize = 64 * 1024;
+/// there are more. One answer may be added to it, and those that wait: with the
+/// longest answers there are, all connections hold 70 MB.
+const MAX_OUTPUT: usize = 16 * 1024;
 
-/// All connections to the resolver, as many as [`Limits::tcp_flows`] allows.
-///
-/// [`Limits::tcp_flows`]: super::super::Limits::tcp_flows
+/// All connections to the resolver, by age.
 #[derive(Default)]
 pub(super) struct Streams {
-    streams: HashMap<FlowId, Stream>,
+    streams: BTreeMap<FlowId, Stream>,
 }
 
 struct Stream {
@@ -107,6 +110,22 @@ impl Stream {
 }
 
 impl Gateway {
+    /// Tells whether the guest may connect to a resolver once more.
+    pub(in super::super) fn has_room_for_stream(&mut self, now: Duration) -> bool {
+        let streams = &mut self.dns.streams.streams;
+        if streams.len() < MAX_STREAMS {
+            return true;
+        }
+        let idle = |stream: &Stream| stream.waiting == 0 && stream.output.is_empty();
+        let oldest = streams.iter().find(|(_, stream)| idle(stream));
+        let Some(id) = oldest.map(|(id, _)| *id) else {
+            return false;
+        };
+        streams.remove(&id);
+        self.reset(now, id);
+        true
+    }
+
     /// The guest connects to a resolver.
     pub(in super::super) fn open_stream(&mut self, id: FlowId, ends: (SocketAddr, SocketAddr)) {
         let (guest, far) = ends;

@@ -131,6 +131,28 @@ fn a_query_of_impossible_length_ends_the_connection() {
 }
 
 #[test]
+fn connections_are_bounded_and_the_oldest_idle_one_goes() {
+    let mut sim = resolving("preset public-only");
+    let handles: Vec<_> = (0..65)
+        .map(|number| {
+            let handle = sim.connect(RESOLVER, 40_000 + number);
+            sim.run_until(sim.now + Duration::from_millis(1));
+            if number == 0 {
+                let question = framed(&query(1, "a.example.", RecordType::A));
+                sim.socket(handle).send_slice(&question).unwrap();
+            }
+            sim.run_until(sim.now + Duration::from_millis(1));
+            handle
+        })
+        .collect();
+    let mut state = |number: usize| sim.socket(handles[number]).state();
+    assert_eq!(state(0), State::Established, "it waits for an answer");
+    assert_eq!(state(1), State::Closed);
+    assert_eq!(state(2), State::Established);
+    assert_eq!(state(64), State::Established);
+}
+
+#[test]
 fn a_guest_that_hangs_up_leaves_nothing() {
     let mut sim = resolving("preset public-only");
     let handle = sim.connect(RESOLVER, 40_000);
