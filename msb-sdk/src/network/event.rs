@@ -253,6 +253,7 @@ mod tests {
         let event = Event::Decided {
             flow: None,
             facts,
+            name: None,
             claim: Some("a.example".parse().expect("name")),
             verdict,
             refusal: None,
