@@ -22,6 +22,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: InvalidCidr,
     },
+    /// A published port is not written as one.
+    #[error("cannot publish {text:?}: {reason}")]
+    Publish {
+        /// The text, cut to a length fit for showing.
+        text: String,
+        /// What is wrong with it.
+        reason: InvalidPublish,
+    },
     /// A policy has a mistake at a known place.
     #[error(transparent)]
     Policy(#[from] SyntaxError),
@@ -73,6 +81,9 @@ impl Error {
                 reason: InvalidCidr::BitsBelowPrefix { meant },
                 ..
             } => Some(format!("did you mean {meant}?")),
+            Self::Publish { .. } => {
+                Some("write [BIND:]HOST:GUEST[/udp], such as 8080:80 or 0.0.0.0:5353:53/udp".into())
+            }
             Self::TooManyRules { .. } => Some("use CIDR blocks, suffixes or `block`".into()),
             _ => None,
         }
@@ -102,6 +113,38 @@ pub enum InvalidCidr {
     BitsBelowPrefix {
         /// The block that has this length and holds the address.
         meant: Cidr,
+    },
+}
+
+/// Why a text is not a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidPublish {
+    /// There is only one part.
+    #[error("the guest's port is missing")]
+    NoGuestPort,
+    /// A port is no number from 1 to 65535.
+    #[error("a port is a number from 1 to 65535")]
+    NotAPort,
+    /// What stands behind the slash is no protocol.
+    #[error("the protocol is tcp or udp")]
+    NotAProtocol,
+    /// What stands in front is no address.
+    #[error(
+        "what stands in front of the host's port is not an IPv4 address or an IPv6 address in brackets"
+    )]
+    NotAnAddress,
+    /// A range ends before it begins.
+    #[error("a range of ports ends before it begins")]
+    EmptyRange,
+    /// The host's range and the guest's are not equally long.
+    #[error("the host's range of ports and the guest's are not equally long")]
+    UnequalRanges,
+    /// A range is too long.
+    #[error("a range has at most {max} ports")]
+    TooMany {
+        /// The limit.
+        max: u16,
     },
 }
 

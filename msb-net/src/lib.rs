@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod journal;
 mod name;
 pub mod policy;
+pub mod publish;
 #[cfg(feature = "shell")]
 pub mod shell;
 

@@ -24,6 +24,10 @@ pub(crate) struct Args {
     pub(crate) policy: PolicyArgs,
     #[command(flatten)]
     pub(crate) resolver: ResolverArgs,
+    /// Offers a port of the program on this host, on 127.0.0.1 unless BIND says
+    /// otherwise; HOST 0 is any free port, and both ports may be ranges
+    #[arg(short, long, value_name = "[BIND:]HOST:GUEST[/udp]")]
+    pub(crate) publish: Vec<String>,
     /// Writes each decision as a line of JSON to FILE, or to standard error if
     /// FILE is "-"
     #[arg(long, value_name = "FILE")]

@@ -9,6 +9,7 @@ use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context as _, anyhow, bail};
 use msb_net::gateway::Config;
+use msb_net::publish::Publish;
 use msb_net::shell::{Link, Network, Options};
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
@@ -27,6 +28,7 @@ const BY_SIGNAL: i32 = 128;
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
+    let publish = ports(&args.publish)?;
     let journal = Journal::open(args.events.as_deref())?;
     // One thread: the gateway has its own, and this one only waits.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -34,14 +36,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .build()?;
     let mut options = Options::new(config);
     options.capture = args.capture.open(1)?;
-    let status = runtime.block_on(supervise(args, options, &journal))?;
+    let status = runtime.block_on(supervise(args, options, &publish, &journal))?;
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| BY_SIGNAL + signal));
     Ok(ExitCode::from(code.unwrap_or(125) as u8))
 }
 
-async fn supervise(args: &Args, options: Options, journal: &Journal) -> anyhow::Result<ExitStatus> {
+async fn supervise(
+    args: &Args,
+    options: Options,
+    publish: &[Publish],
+    journal: &Journal,
+) -> anyhow::Result<ExitStatus> {
     let (line, theirs) = Line::pair()?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(inside::NAME)
@@ -60,6 +67,9 @@ async fn supervise(args: &Args, options: Options, journal: &Journal) -> anyhow::
         }
     };
     let (network, mut events) = Network::spawn(options, Link::tap(tap))?;
+    for publish in publish {
+        offer(&network, publish)?;
+    }
     let policy = network.policy().clone();
     let journal = journal.clone();
     let writer = std::thread::spawn(move || {
@@ -72,6 +82,22 @@ async fn supervise(args: &Args, options: Options, journal: &Journal) -> anyhow::
     network.stop();
     let _ = writer.join();
     Ok(status)
+}
+
+fn ports(texts: &[String]) -> anyhow::Result<Vec<Publish>> {
+    let read = |text: &String| text.parse().context("--publish");
+    texts.iter().map(read).collect()
+}
+
+/// Publishes ports, and says which they are where nobody knew.
+fn offer(network: &Network, publish: &Publish) -> anyhow::Result<()> {
+    let publication = network.publish(publish)?;
+    for ((asked, _), (bound, guest)) in publish.pairs().zip(publication.ports()) {
+        if asked.port() == 0 {
+            eprintln!("jail: {bound} is port {guest} of the program");
+        }
+    }
+    Ok(())
 }
 
 fn plan(config: &Config) -> Plan {

@@ -33,6 +33,7 @@
 
 mod dns;
 mod event;
+mod inbound;
 mod inspect;
 mod link;
 mod outbox;
@@ -55,6 +56,7 @@ use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol
 use self::dns::Resolver;
 use self::event::Events;
 pub use self::event::{DropReason, Ended, Event, Refusal};
+pub use self::inbound::PublishedId;
 use self::outbox::Outbox;
 use self::packet::Packet;
 use self::tcp::TcpTable;
@@ -246,6 +248,8 @@ pub struct Gateway {
     next_flow: u64,
     /// The latest instant heard of, for what is told without one.
     clock: Duration,
+    /// The last port from which the guest was reached.
+    last_port: u16,
 }
 
 impl Gateway {
@@ -262,6 +266,7 @@ impl Gateway {
             events: Events::default(),
             next_flow: 0,
             clock: Duration::ZERO,
+            last_port: 0,
             config,
         }
     }

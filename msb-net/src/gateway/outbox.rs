@@ -160,9 +160,12 @@ impl Outbox {
             timestamp: None,
             payload: &[],
         };
-        let (from, to) = (packet.destination, packet.source);
-        self.push_ip(from, to, IpProtocol::Tcp, reply.buffer_len(), |buffer| {
-            reply.emit(
+        self.tcp(packet.destination, packet.source, &reply);
+    }
+
+    pub(super) fn tcp(&mut self, from: IpAddr, to: IpAddr, segment: &TcpRepr<'_>) {
+        self.push_ip(from, to, IpProtocol::Tcp, segment.buffer_len(), |buffer| {
+            segment.emit(
                 &mut TcpPacket::new_unchecked(buffer),
                 &from.into(),
                 &to.into(),

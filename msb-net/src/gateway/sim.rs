@@ -97,6 +97,24 @@ pub(super) struct Upstream {
     finished: bool,
 }
 
+impl Upstream {
+    fn new(to: SocketAddr, behaviour: Behaviour) -> Self {
+        let queue = match &behaviour {
+            Behaviour::Serve(bytes) => bytes.iter().copied().collect(),
+            _ => VecDeque::new(),
+        };
+        Self {
+            to,
+            behaviour,
+            received: Vec::new(),
+            queue,
+            shut: false,
+            closed: None,
+            finished: false,
+        }
+    }
+}
+
 /// The guest's network card.
 #[derive(Default)]
 struct Card {
@@ -176,6 +194,23 @@ impl Sim {
             .connect(self.interface.context(), far, from)
             .expect("the guest can connect");
         self.sockets.add(socket)
+    }
+
+    /// Lets the guest wait for one connection.
+    pub(super) fn listen(&mut self, port: u16) -> SocketHandle {
+        let bytes = || SocketBuffer::new(vec![0; 100_000]);
+        let mut socket = Socket::new(bytes(), bytes());
+        socket.listen(port).expect("the guest can listen");
+        self.sockets.add(socket)
+    }
+
+    /// Lets a client come to a published port; what it does is what an upstream does.
+    pub(super) fn client(&mut self, peer: &str, port: u16, behaviour: Behaviour) -> Option<FlowId> {
+        let to: SocketAddr = peer.parse().unwrap();
+        let flow = self.gateway.accept(self.now, to, port)?;
+        self.upstreams.insert(flow, Upstream::new(to, behaviour));
+        self.attend();
+        Some(flow)
     }
 
     pub(super) fn socket(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
@@ -309,20 +344,7 @@ impl Sim {
                 if let Behaviour::Fail(error) = behaviour {
                     return self.gateway.connect_failed(self.now, flow, error);
                 }
-                let queue = match &behaviour {
-                    Behaviour::Serve(bytes) => bytes.iter().copied().collect(),
-                    _ => VecDeque::new(),
-                };
-                let upstream = Upstream {
-                    to,
-                    behaviour,
-                    received: Vec::new(),
-                    queue,
-                    shut: false,
-                    closed: None,
-                    finished: false,
-                };
-                self.upstreams.insert(flow, upstream);
+                self.upstreams.insert(flow, Upstream::new(to, behaviour));
                 self.gateway.connected(self.now, flow);
             }
             Action::Readable(flow) | Action::Writable(flow) => {

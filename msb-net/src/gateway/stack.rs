@@ -9,7 +9,7 @@ use std::time::Duration;
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{HardwareAddress, IpCidr};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::outbox::{Outbox, Wire};
 
@@ -35,6 +35,38 @@ impl Stack {
         seed: u64,
         outbox: &mut Outbox,
     ) -> Self {
+        let mut stack = Self::idle(now, far, buffer, seed, outbox);
+        let at = (IpAddress::from(far.ip()), far.port());
+        let listening = stack.socket().listen(at);
+        debug_assert!(
+            listening.is_ok(),
+            "a fresh socket listens on a port that is not 0"
+        );
+        stack
+    }
+
+    /// A stack that is the far end and connects to the guest.
+    pub(super) fn connecting(
+        now: Duration,
+        (guest, far): (SocketAddr, SocketAddr),
+        buffer: usize,
+        seed: u64,
+        outbox: &mut Outbox,
+    ) -> Self {
+        let mut stack = Self::idle(now, far, buffer, seed, outbox);
+        let to = (IpAddress::from(guest.ip()), guest.port());
+        let from = (IpAddress::from(far.ip()), far.port());
+        let context = stack.interface.context();
+        let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
+        let connecting = socket.connect(context, to, from);
+        debug_assert!(
+            connecting.is_ok(),
+            "a fresh socket connects to a port that is not 0"
+        );
+        stack
+    }
+
+    fn idle(now: Duration, far: SocketAddr, buffer: usize, seed: u64, outbox: &mut Outbox) -> Self {
         let mut wire = Wire {
             packet: None,
             outbox,
@@ -51,11 +83,6 @@ impl Stack {
         let mut socket = Socket::new(bytes(), bytes());
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
-        let listening = socket.listen((smoltcp::wire::IpAddress::from(far.ip()), far.port()));
-        debug_assert!(
-            listening.is_ok(),
-            "a fresh socket listens on a port that is not 0"
-        );
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         Self {
@@ -97,7 +124,7 @@ impl Stack {
         let socket = self.socket();
         let handshake = matches!(
             socket.state(),
-            State::SynReceived | State::FinWait1 | State::Closing | State::LastAck
+            State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck
         );
         handshake || socket.send_queue() > 0
     }

@@ -10,14 +10,14 @@ use std::time::Duration;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::wire::{
-    EthernetProtocol, Icmpv4DstUnreachable, Icmpv6DstUnreachable, TcpPacket, TcpRepr,
+    EthernetProtocol, Icmpv4DstUnreachable, Icmpv6DstUnreachable, TcpPacket, TcpRepr, TcpSeqNumber,
 };
 
 use super::event::{DropReason, Ended, Event};
 use super::inspect::Unjudged;
 use super::packet::Packet;
 use super::stack::Stack;
-use super::{Action, ConnectError, FlowId, Gateway, policy};
+use super::{Action, Config, ConnectError, FlowId, Gateway, Limits, policy};
 use crate::{claim, dns};
 
 /// How long an upstream connection may take to open: what Linux waits, so that a
@@ -27,6 +27,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(130);
 /// How long a guest that owes an acknowledgement may be silent. The stack's own
 /// timeout is not used: it would also end flows that are merely idle.
 const SILENCE: Duration = Duration::from_secs(120);
+
+/// How long a guest may take to answer a connection to a published port: long
+/// enough for three repetitions, short enough for the client who waits.
+const OPENING: Duration = Duration::from_secs(15);
 
 /// The smallest buffer of a flow, in bytes for each direction: what an examined
 /// claim may need. With the default
@@ -84,6 +88,10 @@ pub(super) struct Told {
     resolver: bool,
     /// Its claim was refused.
     pub(super) denied: bool,
+    /// It is the guest that is being connected to, and it has not answered.
+    opening: bool,
+    /// What the guest acknowledged while nothing but our end was outstanding.
+    last_ack: Option<TcpSeqNumber>,
     /// The guest owes an acknowledgement, and was last heard of then.
     silent_since: Option<Duration>,
     sent: u64,
@@ -106,6 +114,11 @@ impl TcpTable {
         self.flows.len()
     }
 
+    /// Tells whether there is a flow between these ends.
+    pub(super) fn is_used(&self, guest: SocketAddr, far: SocketAddr) -> bool {
+        self.ids.contains_key(&(guest, far))
+    }
+
     pub(super) fn mark_ready(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.get_mut(&id)
             && !flow.told.ready
@@ -124,6 +137,7 @@ impl TcpTable {
         let drained = socket.recv_queue() == 0;
         match socket.state() {
             State::Closed if told.denied => Some(Ended::Denied),
+            State::Closed if told.opening => Some(Ended::NotConnected),
             State::Closed if told.cut_off || !told.guest_ended || !told.finished => {
                 Some(Ended::Reset)
             }
@@ -161,16 +175,9 @@ impl Gateway {
         let Stage::Connecting { syn } = &flow.stage else {
             return;
         };
-        // Every stack gets a seed of its own: sequence numbers of one flow say
-        // nothing about those of the next.
-        let seed = mix(self.config.seed ^ mix(id.0));
-        let limits = self.config.limits;
-        let left = limits.tcp_memory.saturating_sub(self.tcp.memory);
-        let buffer = match flow.told.resolver {
-            true => MIN_BUFFER,
-            false => limits.tcp_buffer.min(left / SHARE).max(MIN_BUFFER),
-        };
-        self.tcp.memory += 2 * buffer;
+        let seed = seed(&self.config, id);
+        let limits = &self.config.limits;
+        let buffer = buffer(limits, &mut self.tcp.memory, flow.told.resolver);
         let mut stack = Stack::new(now, flow.ends.1, buffer, seed, &mut self.outbox);
         stack.receive(now, syn, &mut self.outbox);
         flow.told.wants_room = true;
@@ -302,7 +309,7 @@ impl Gateway {
         let known = self.tcp.ids.get(&ends).copied();
         let known = known.filter(|id| !(opens && self.lingers(now, *id)));
         match known {
-            Some(id) => self.feed(now, id, packet.bytes, segment.rst()),
+            Some(id) => self.feed(now, id, packet.bytes, &segment),
             None if opens => self.open_tcp(now, ends, packet, &segment),
             None => self.outbox.reset(packet, &segment),
         }
@@ -365,16 +372,39 @@ impl Gateway {
         self.actions.push_back(Action::Connect { flow: id, to });
     }
 
+    /// Connects to the guest.
+    pub(super) fn open_inbound(&mut self, now: Duration, id: FlowId, ends: Ends) {
+        let seed = seed(&self.config, id);
+        let buffer = buffer(&self.config.limits, &mut self.tcp.memory, false);
+        let stack = Stack::connecting(now, ends, buffer, seed, &mut self.outbox);
+        let flow = TcpFlow {
+            ends,
+            stage: Stage::Open(Box::new(stack)),
+            opened: now,
+            told: Told {
+                wants_room: true,
+                opening: true,
+                ..Told::default()
+            },
+        };
+        self.tcp.flows.insert(id, flow);
+        self.tcp.ids.insert(ends, id);
+        self.tcp.mark_ready(id);
+    }
+
     /// Gives a packet to the flow it belongs to.
-    fn feed(&mut self, now: Duration, id: FlowId, packet: &[u8], reset: bool) {
+    fn feed(&mut self, now: Duration, id: FlowId, packet: &[u8], segment: &TcpPacket<&[u8]>) {
         let Some(flow) = self.tcp.flows.get_mut(&id) else {
             return;
         };
         match &mut flow.stage {
             // A guest that gives up before the answer; it repeats its SYN otherwise.
-            Stage::Connecting { .. } if reset => self.remove_tcp(now, id, Ended::Reset),
+            Stage::Connecting { .. } if segment.rst() => self.remove_tcp(now, id, Ended::Reset),
             Stage::Connecting { .. } => {}
             Stage::Open(stack) => {
+                if is_duplicate(stack, segment, &mut flow.told.last_ack) {
+                    return;
+                }
                 stack.receive(now, packet, &mut self.outbox);
                 flow.told.silent_since = None;
                 flow.told.settled = false;
@@ -407,7 +437,8 @@ impl Gateway {
         };
         if stack.owed() {
             let since = *flow.told.silent_since.get_or_insert(now);
-            if now.saturating_sub(since) >= SILENCE {
+            let patience = if flow.told.opening { OPENING } else { SILENCE };
+            if now.saturating_sub(since) >= patience {
                 stack.socket().abort();
                 flow.told.cut_off = true;
             }
@@ -434,6 +465,9 @@ impl Gateway {
         {
             let settled = flow.told.settled;
             let deadline = if settled { None } else { stack.deadline(now) };
+            // Whatever the stack thinks, silence ends what the guest owes.
+            let patience = flow.told.silent_since.map(|since| since + SILENCE);
+            let deadline = deadline.or(patience.filter(|_| !settled));
             self.timers.set(id, deadline);
         }
         true
@@ -452,6 +486,7 @@ impl Gateway {
         if told.resolver {
             return self.serve_stream(now, id);
         }
+        told.opening &= matches!(socket.state(), State::SynSent | State::Closed);
         let held_back = told.unjudged.is_some() || told.denied;
         let actions = &mut self.actions;
         if socket.can_recv() && !told.readable && !held_back {
@@ -490,6 +525,43 @@ impl Gateway {
             duration: now.saturating_sub(flow.opened),
         });
     }
+}
+
+/// Tells whether a segment says again what the guest had acknowledged, while only
+/// our end (FIN) is outstanding. The stack must not see such: after the third it
+/// prepares a fast retransmission, finds no data for it, and forgets its timer and
+/// with it the end, which a guest that lost it then never sees.
+fn is_duplicate(
+    stack: &mut Stack,
+    segment: &TcpPacket<&[u8]>,
+    last_ack: &mut Option<TcpSeqNumber>,
+) -> bool {
+    let socket = stack.socket();
+    let ending = matches!(
+        socket.state(),
+        State::FinWait1 | State::Closing | State::LastAck
+    );
+    let bare = segment.ack() && segment.segment_len() == 0 && !segment.rst();
+    if !ending || !bare || socket.send_queue() > 0 {
+        return false;
+    }
+    last_ack.replace(segment.ack_number()) == Some(segment.ack_number())
+}
+
+/// Every stack gets a seed of its own: sequence numbers of one flow say nothing
+/// about those of the next.
+fn seed(config: &Config, id: FlowId) -> u64 {
+    mix(config.seed ^ mix(id.0))
+}
+
+/// Takes the memory for a flow's buffers, if it is a short one as little as there
+/// may be; returns the size of one.
+fn buffer(limits: &Limits, taken: &mut usize, short: bool) -> usize {
+    let left = limits.tcp_memory.saturating_sub(*taken);
+    let share = if short { 0 } else { left / SHARE };
+    let buffer = limits.tcp_buffer.min(share).max(MIN_BUFFER);
+    *taken += 2 * buffer;
+    buffer
 }
 
 /// Spreads a number over 64 bits (the finalizer of splitmix64).

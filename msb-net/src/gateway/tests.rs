@@ -1,5 +1,7 @@
 mod dns;
+mod ending;
 mod fuzzed;
+mod inbound;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -14,7 +14,7 @@ use smoltcp::wire::{UdpPacket, UdpRepr};
 use super::dns::Via;
 use super::event::{DropReason, Ended, Event};
 use super::packet::Packet;
-use super::{Action, FlowId, Gateway, MAX_ACTIONS, policy};
+use super::{Action, FlowId, Gateway, MAX_ACTIONS, PublishedId, policy};
 use crate::dns;
 
 /// How long a flow is kept after its last datagram.
@@ -22,17 +22,23 @@ const IDLE: Duration = Duration::from_secs(120);
 
 type Ends = (SocketAddr, SocketAddr);
 
+/// The published port a flow came to, and from where.
+type Origin = (PublishedId, SocketAddr);
+
 /// All UDP flows.
 #[derive(Default)]
 pub(super) struct UdpTable {
     flows: HashMap<FlowId, UdpFlow>,
     ids: HashMap<Ends, FlowId>,
+    /// The flows that came from outside.
+    origins: HashMap<Origin, FlowId>,
     /// When each flow was last used.
     used: BTreeSet<(Duration, FlowId)>,
 }
 
 struct UdpFlow {
     ends: Ends,
+    origin: Option<Origin>,
     opened: Duration,
     used: Duration,
     sent: u64,
@@ -42,6 +48,15 @@ struct UdpFlow {
 impl UdpTable {
     pub(super) fn len(&self) -> usize {
         self.flows.len()
+    }
+
+    /// Tells whether there is a flow between these ends.
+    pub(super) fn is_used(&self, guest: SocketAddr, far: SocketAddr) -> bool {
+        self.ids.contains_key(&(guest, far))
+    }
+
+    pub(super) fn by_origin(&self, origin: Origin) -> Option<FlowId> {
+        self.origins.get(&origin).copied()
     }
 
     /// Notes that a flow is in use.
@@ -103,10 +118,12 @@ impl Gateway {
             return self.events.dropped(DropReason::Overload);
         }
         let payload = datagram.payload().to_vec();
+        let mut peer = None;
         if let Some(flow) = self.udp.touch(now, id) {
             flow.sent += payload.len() as u64;
+            peer = flow.origin.map(|(_, peer)| peer);
         }
-        let to = self.dial(to, ports.dst_port);
+        let to = peer.unwrap_or_else(|| self.dial(to, ports.dst_port));
         self.actions.push_back(Action::Send {
             flow: id,
             to,
@@ -118,6 +135,17 @@ impl Gateway {
         let id = self.new_flow();
         let facts = self.facts(policy::Transport::Udp(ends.1.port()), ends.1.ip());
         self.judge(now, id, facts)?;
+        self.insert_udp(now, id, ends, None);
+        Some(id)
+    }
+
+    pub(super) fn insert_udp(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        ends: Ends,
+        origin: Option<Origin>,
+    ) {
         if self.udp.len() >= self.config.limits.udp_flows
             && let Some(&(_, idlest)) = self.udp.used.first()
         {
@@ -125,6 +153,7 @@ impl Gateway {
         }
         let flow = UdpFlow {
             ends,
+            origin,
             opened: now,
             used: now,
             sent: 0,
@@ -132,9 +161,11 @@ impl Gateway {
         };
         self.udp.flows.insert(id, flow);
         self.udp.ids.insert(ends, id);
+        if let Some(origin) = origin {
+            self.udp.origins.insert(origin, id);
+        }
         self.udp.used.insert((now, id));
         self.timers.set(id, Some(now + IDLE));
-        Some(id)
     }
 
     /// A flow's deadline has come; it may have been used since it was set.
@@ -155,6 +186,9 @@ impl Gateway {
             return;
         };
         self.udp.ids.remove(&flow.ends);
+        if let Some(origin) = flow.origin {
+            self.udp.origins.remove(&origin);
+        }
         self.udp.used.remove(&(flow.used, id));
         self.timers.set(id, None);
         self.actions.push_back(Action::Forget(id));

@@ -56,6 +56,16 @@ impl Ports {
         }
     }
 
+    /// Returns the first port.
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// Returns the last port.
+    pub const fn last(self) -> u16 {
+        self.last
+    }
+
     /// Tells whether `port` is in the range.
     pub const fn contains(&self, port: u16) -> bool {
         self.first <= port && port <= self.last

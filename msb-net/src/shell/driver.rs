@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use super::datagram::Datagram;
 use super::dial::{Dial, connect_error};
 use super::link::{MAX_FRAME, Port, Progress};
+use super::published::{Client, Fallback, Offers};
 use super::stream::{Stream, Turn};
 use super::{Command, Feed};
 use crate::gateway::{Action, FlowId, Gateway};
@@ -45,10 +46,17 @@ enum Upstream {
     Datagram(Datagram),
 }
 
+/// What the driver reaches beyond the link, by means of the embedding program.
+pub(super) struct Outside {
+    pub(super) dialer: Box<dyn Dial>,
+    pub(super) fallback: Option<Box<dyn Fallback>>,
+}
+
 pub(super) struct Driver {
     gateway: Gateway,
     port: Port,
-    dialer: Box<dyn Dial>,
+    outside: Outside,
+    offers: Offers,
     feed: Feed,
     commands: mpsc::Receiver<Command>,
     poll: Poll,
@@ -74,7 +82,7 @@ impl Driver {
     pub(super) fn new(
         gateway: Gateway,
         port: Port,
-        dialer: Box<dyn Dial>,
+        outside: Outside,
         feed: Feed,
         commands: mpsc::Receiver<Command>,
         poll: Poll,
@@ -82,7 +90,8 @@ impl Driver {
         let driver = Self {
             gateway,
             port,
-            dialer,
+            outside,
+            offers: Offers::default(),
             feed,
             commands,
             poll,
@@ -145,6 +154,11 @@ impl Driver {
                 self.port.writable |= event.is_writable();
             }
             WAKE => {}
+            token if Offers::by_token(token).is_some() => {
+                if let Some(id) = Offers::by_token(token) {
+                    self.offers.mark(id);
+                }
+            }
             Token(number) => {
                 let id = FlowId::from_number(number as u64);
                 match self.flows.get_mut(&id) {
@@ -188,6 +202,7 @@ impl Driver {
             }
         }
         self.gateway.handle_timeout(now);
+        self.admit(now);
         self.act(now);
         // One turn each: what they wrote is sent before they write more.
         for _ in 0..self.work.len().min(MAX_TURNS) {
@@ -201,7 +216,8 @@ impl Driver {
         self.act(now);
         self.report();
         let frames_left = self.port.writable && !self.port.is_empty();
-        let more = self.port.readable || frames_left || !self.work.is_empty();
+        let waiting = !self.work.is_empty() || self.offers.has_work();
+        let more = self.port.readable || frames_left || waiting;
         if !more {
             self.feed.rest();
         }
@@ -210,9 +226,57 @@ impl Driver {
 
     /// Does what the handle asked for.
     fn obey(&mut self) -> Result<(), Stop> {
-        match self.commands.try_recv() {
-            Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => Err(Stop::Asked),
-            Err(mpsc::TryRecvError::Empty) => Ok(()),
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                    return Err(Stop::Asked);
+                }
+                Err(mpsc::TryRecvError::Empty) => return Ok(()),
+                Ok(Command::Publish(offers)) => {
+                    for offer in offers {
+                        // Out of memory: the port is not offered, and closed.
+                        if self.register(&offer, Offers::token(offer.id)).is_ok() {
+                            self.offers.insert(offer);
+                        }
+                    }
+                }
+                Ok(Command::Unpublish(ids, done)) => {
+                    for id in ids {
+                        self.offers.remove(id);
+                    }
+                    // Who asked may have stopped waiting.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Takes clients of published ports.
+    fn admit(&mut self, now: Duration) {
+        let clients = self.offers.turn(now, &mut self.gateway, &mut self.datagram);
+        for client in clients {
+            let Client { flow, socket, port } = client;
+            if self.register(&socket, token(flow)).is_err() {
+                self.gateway.reset(now, flow);
+                continue;
+            }
+            let stream = Upstream::Stream(Stream::accepted(socket, port));
+            self.flows.insert(flow, stream);
+        }
+    }
+
+    /// Closes a stream, or hands over a client whom the guest refused.
+    fn close(&mut self, stream: Stream, reset: bool) {
+        let refused = stream.unanswered.filter(|_| reset);
+        match (refused, &mut self.outside.fallback) {
+            (Some(port), Some(fallback)) => {
+                let client = stream.into_descriptor();
+                let fd = client.as_raw_fd();
+                // Its events would come here as long as it is open anywhere.
+                let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+                fallback.take(client, port);
+            }
+            _ => stream.close(reset),
         }
     }
 
@@ -242,16 +306,17 @@ impl Driver {
             match action {
                 Action::Connect { flow, to } => self.connect(now, flow, to),
                 Action::Readable(flow) => self.with_stream(flow, |s| s.guest_bytes = true),
-                Action::Writable(flow) => self.with_stream(flow, |s| s.guest_room = true),
+                Action::Writable(flow) => self.with_stream(flow, Stream::has_room),
                 Action::Shutdown(flow) => self.with_stream(flow, Stream::shutdown),
                 Action::Close { flow, reset } => {
                     if let Some(Upstream::Stream(stream)) = self.flows.remove(&flow) {
-                        stream.close(reset);
+                        self.close(stream, reset);
                     }
                 }
                 Action::Send { flow, to, payload } => self.send(now, flow, to, &payload),
                 Action::Forget(flow) => {
                     self.flows.remove(&flow);
+                    self.offers.forget(flow);
                 }
             }
         }
@@ -266,6 +331,7 @@ impl Driver {
 
     fn connect(&mut self, now: Duration, id: FlowId, to: std::net::SocketAddr) {
         let opened = self
+            .outside
             .dialer
             .stream(id, to)
             .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
@@ -282,8 +348,12 @@ impl Driver {
     }
 
     fn send(&mut self, now: Duration, id: FlowId, to: std::net::SocketAddr, payload: &[u8]) {
+        if self.offers.send(id, payload) {
+            return;
+        }
         if !self.flows.contains_key(&id) {
             let opened = self
+                .outside
                 .dialer
                 .datagram(id, to)
                 .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));

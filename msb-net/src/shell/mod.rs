@@ -30,11 +30,12 @@ mod driver;
 mod host;
 mod link;
 mod pcapng;
+mod published;
 mod resolve;
 mod stream;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -42,16 +43,19 @@ use std::time::SystemTime;
 use mio::{Poll, Waker};
 
 pub use self::dial::{Dial, HostDialer};
-use self::driver::{Driver, WAKE};
+use self::driver::{Driver, Outside, WAKE};
 pub use self::host::host_addresses;
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};
 pub use self::pcapng::Capture;
+use self::published::Offer;
+pub use self::published::{Fallback, Publication};
 pub use self::resolve::host_resolvers;
 use crate::Error;
-use crate::gateway::{Config, Gateway};
+use crate::gateway::{Config, Gateway, PublishedId};
 use crate::journal::Entry;
 use crate::policy::Policy;
+use crate::publish::Publish;
 
 /// Events on their way to whoever listens; behind them the gateway holds some
 /// more, and then drops the oldest and counts them.
@@ -65,6 +69,8 @@ pub struct Options {
     pub dialer: Box<dyn Dial>,
     /// Where the guest's frames are written to, if anywhere.
     pub capture: Option<Capture>,
+    /// Who takes clients of published ports whom the guest refuses.
+    pub fallback: Option<Box<dyn Fallback>>,
 }
 
 impl Options {
@@ -74,6 +80,7 @@ impl Options {
             config,
             dialer: Box::new(HostDialer),
             capture: None,
+            fallback: None,
         }
     }
 }
@@ -85,11 +92,16 @@ pub struct Network {
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
     policy: Arc<Policy>,
+    /// Numbers published ports.
+    published: AtomicU64,
 }
 
 /// What a handle asks of its driver.
 enum Command {
     Stop,
+    Publish(Vec<Offer>),
+    /// Answered once the ports are free again.
+    Unpublish(Vec<PublishedId>, mpsc::Sender<()>),
 }
 
 impl Network {
@@ -109,7 +121,11 @@ impl Network {
         feed.capture = options.capture;
         let port = Port::new(link).map_err(failed("use the guest's link"))?;
         let gateway = Gateway::new(options.config);
-        let driver = Driver::new(gateway, port, options.dialer, feed, inbox, poll)
+        let outside = Outside {
+            dialer: options.dialer,
+            fallback: options.fallback,
+        };
+        let driver = Driver::new(gateway, port, outside, feed, inbox, poll)
             .map_err(failed("watch the guest's link"))?;
         let thread = std::thread::Builder::new()
             .name("msb-net".into())
@@ -120,6 +136,7 @@ impl Network {
             waker,
             thread: Some(thread),
             policy,
+            published: AtomicU64::new(0),
         };
         Ok((network, events))
     }
@@ -127,6 +144,30 @@ impl Network {
     /// Returns the policy that decides.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Offers ports of the guest on this host.
+    ///
+    /// # Errors
+    ///
+    /// A port of the host cannot be had; none of the range is offered then.
+    pub fn publish(&self, publish: &Publish) -> Result<Publication, Error> {
+        let number = || PublishedId(self.published.fetch_add(1, Ordering::Relaxed));
+        let (publication, offers) = published::bind(publish, number)?;
+        // If the link has ended, there is nobody to reach any more, and the
+        // sockets are closed again.
+        self.tell(Command::Publish(offers));
+        Ok(publication)
+    }
+
+    /// Stops offering ports: when this returns, they are free again. Connections
+    /// that are open go on.
+    pub fn unpublish(&self, publication: &Publication) {
+        let (done, wait) = mpsc::channel();
+        if self.tell(Command::Unpublish(publication.ids.clone(), done)) {
+            // An error says that the driver ended, and its sockets with it.
+            let _ = wait.recv();
+        }
     }
 
     /// Stops the gateway: all its sockets are closed when this returns.

@@ -23,6 +23,8 @@ const BUDGET: usize = 512 * 1024;
 
 pub(super) struct Stream {
     fd: OwnedFd,
+    /// A client's, as long as this port of the guest has not answered.
+    pub(super) unanswered: Option<u16>,
     connected: bool,
     /// The socket may have bytes, or room.
     pub(super) readable: bool,
@@ -55,6 +57,7 @@ impl Stream {
     pub(super) const fn new(fd: OwnedFd) -> Self {
         Self {
             fd,
+            unanswered: None,
             connected: false,
             readable: false,
             writable: false,
@@ -65,6 +68,24 @@ impl Stream {
             broken: false,
             waiting: false,
         }
+    }
+
+    /// A client of a port that is published as `port` of the guest.
+    pub(super) const fn accepted(fd: OwnedFd, port: u16) -> Self {
+        let mut stream = Self::new(fd);
+        stream.connected = true;
+        stream.unanswered = Some(port);
+        stream
+    }
+
+    pub(super) fn into_descriptor(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// There is room for bytes to the guest: so it has answered, too.
+    pub(super) const fn has_room(&mut self) {
+        self.guest_room = true;
+        self.unanswered = None;
     }
 
     /// The guest will send no more, and everything it sent was passed on.

@@ -8,6 +8,7 @@ use msb_net::gateway::Config;
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
+use smoltcp::socket::{AnySocket, udp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 
@@ -64,11 +65,38 @@ impl Guest {
         self.sockets.add(socket)
     }
 
-    /// Runs the guest until its socket says so.
+    /// Waits for one connection.
+    pub(crate) fn listen(&mut self, port: u16) -> SocketHandle {
+        let bytes = || SocketBuffer::new(vec![0; 300_000]);
+        let mut socket = Socket::new(bytes(), bytes());
+        socket.set_ack_delay(None);
+        socket.listen(port).expect("the guest can listen");
+        self.sockets.add(socket)
+    }
+
+    /// Waits for datagrams.
+    pub(crate) fn receive(&mut self, port: u16) -> SocketHandle {
+        let packets =
+            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 100_000]);
+        let mut socket = udp::Socket::new(packets(), packets());
+        socket.bind(port).expect("the guest can bind");
+        self.sockets.add(socket)
+    }
+
+    /// Runs the guest until its connection says so.
     pub(crate) fn until<T>(
         &mut self,
         handle: SocketHandle,
-        mut ready: impl FnMut(&mut Socket<'static>) -> Option<T>,
+        ready: impl FnMut(&mut Socket<'static>) -> Option<T>,
+    ) -> T {
+        self.until_socket(handle, ready)
+    }
+
+    /// As [`until`](Self::until), for any socket.
+    pub(crate) fn until_socket<S: AnySocket<'static>, T>(
+        &mut self,
+        handle: SocketHandle,
+        mut ready: impl FnMut(&mut S) -> Option<T>,
     ) -> T {
         let end = Clock::now() + PATIENCE;
         loop {

@@ -7,4 +7,5 @@ mod jail;
 mod names;
 mod network;
 mod policy_example;
+mod published;
 mod world;

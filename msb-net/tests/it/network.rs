@@ -11,7 +11,7 @@ use msb_net::shell::{Events, Link, Network, Options};
 use crate::guest::Guest;
 
 /// A guest that may reach everything, the host included.
-fn connected(policy: &str) -> (Config, Guest, Network, Events) {
+pub(crate) fn connected(policy: &str) -> (Config, Guest, Network, Events) {
     let policy: Policy = policy.parse().expect("the policy is one");
     let config = Config::new(policy, 7);
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -28,7 +28,7 @@ fn listener() -> (TcpListener, u16) {
 }
 
 /// The ending of the first flow that ends.
-fn ending(events: &mut Events) -> (Ended, u64, u64) {
+pub(crate) fn ending(events: &mut Events) -> (Ended, u64, u64) {
     while let Some(entry) = events.blocking_recv() {
         if let Event::Closed {
             ended,

@@ -1,0 +1,119 @@
+//! Flows from the world to published ports of the guest.
+//!
+//! The driver has accepted a connection, or got a datagram; the policy is asked
+//! about who sent it. The guest sees the gateway's address as the origin: it could
+//! not tell its own replies to anybody else from ordinary flows.
+//!
+//! ```text
+//!             accepted, allowed       guest's SYN-ACK
+//!   TCP   ────────────────────► Opening ─────────────► Open ──► gone
+//!             │ denied: None        │ refused, or silent: Close
+//! ```
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::event::{DropReason, Event};
+use super::{FlowId, Gateway, policy};
+use crate::addr::{Faces, Group};
+use crate::policy::{Direction, Names, Transport};
+
+/// The gateway's own ports, from which it reaches the guest: the usual ephemeral
+/// ones.
+const PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+
+/// Ports tried for one flow. Only flows to the same port of the guest take them.
+const MAX_TRIES: u16 = 64;
+
+/// Names one published port of the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublishedId(pub u64);
+
+/// # Published ports
+impl Gateway {
+    /// A client at `peer` connected to a port that is published as `port` of the
+    /// guest. `None` when that is denied, or cannot be now: reset the client then.
+    /// Otherwise the flow is like any other, but that [`Action::Writable`] is the
+    /// first sign that the guest accepts, and [`Action::Close`] before it means that
+    /// the guest refuses.
+    ///
+    /// [`Action::Writable`]: super::Action::Writable
+    /// [`Action::Close`]: super::Action::Close
+    pub fn accept(&mut self, now: Duration, peer: SocketAddr, port: u16) -> Option<FlowId> {
+        let id = self.admit(Transport::Tcp(port), peer)?;
+        if self.tcp.len() >= self.config.limits.tcp_flows {
+            self.events.dropped(DropReason::TooManyFlows);
+            return None;
+        }
+        let guest = SocketAddr::new(self.config.guest_v4.into(), port);
+        let far = self.own_end(|gateway, far| gateway.tcp.is_used(guest, far))?;
+        self.open_inbound(now, id, (guest, far));
+        Some(id)
+    }
+
+    /// A datagram from `peer` came to `published`, which is `port` of the guest.
+    /// Returns the flow it belongs to: what the guest answers is an
+    /// [`Action::Send`](super::Action::Send) of that flow to that peer.
+    pub fn datagram_from(
+        &mut self,
+        now: Duration,
+        published: PublishedId,
+        port: u16,
+        peer: SocketAddr,
+        payload: &[u8],
+    ) -> Option<FlowId> {
+        let origin = (published, peer);
+        let id = match self.udp.by_origin(origin) {
+            Some(id) => id,
+            None => {
+                let id = self.admit(Transport::Udp(port), peer)?;
+                let guest = SocketAddr::new(self.config.guest_v4.into(), port);
+                let far = self.own_end(|gateway, far| gateway.udp.is_used(guest, far))?;
+                self.insert_udp(now, id, (guest, far), Some(origin));
+                id
+            }
+        };
+        self.datagram(now, id, payload);
+        Some(id)
+    }
+
+    /// Asks the policy about somebody who wants to reach the guest.
+    fn admit(&mut self, transport: Transport, peer: SocketAddr) -> Option<FlowId> {
+        let address = Faces::of(peer.ip()).canonical();
+        let facts = policy::Flow {
+            direction: Direction::In,
+            transport,
+            address,
+            is_host: self.is_host(address) || Group::of(address) == Group::Loopback,
+        };
+        let id = self.new_flow();
+        let verdict = self.config.policy.decide(&facts, &Names::default());
+        let allowed = verdict.action == policy::Action::Allow;
+        self.events.push(Event::Decided {
+            flow: allowed.then_some(id),
+            facts,
+            name: None,
+            claim: None,
+            verdict,
+            refusal: None,
+        });
+        allowed.then_some(id)
+    }
+
+    /// A port of the gateway that is not in use towards the same end of the guest.
+    fn own_end(&mut self, used: impl Fn(&Self, SocketAddr) -> bool) -> Option<SocketAddr> {
+        for _ in 0..MAX_TRIES {
+            let port = match self.last_port.checked_add(1) {
+                Some(next) if PORTS.contains(&next) => next,
+                _ => *PORTS.start(),
+            };
+            self.last_port = port;
+            let far = SocketAddr::new(self.config.gateway_v4.into(), port);
+            if !used(self, far) {
+                return Some(far);
+            }
+        }
+        self.events.dropped(DropReason::TooManyFlows);
+        None
+    }
+}

@@ -1,0 +1,181 @@
+//! Published ports.
+
+use super::*;
+use crate::policy::Decider;
+
+const CLIENT: &str = "203.0.113.5:5555";
+
+fn endings(sim: &Sim) -> Vec<Ended> {
+    let ended = |event: &Event| match event {
+        Event::Closed { ended, .. } => Some(*ended),
+        _ => None,
+    };
+    sim.events.iter().filter_map(ended).collect()
+}
+
+#[test]
+fn a_client_reaches_the_guest_and_bytes_cross_both_ways() {
+    for seed in 0..6 {
+        let mut config = Config::new(Policy::none(), seed);
+        config.mtu = 1500;
+        let mut sim = Sim::new(config, seed);
+        if seed > 0 {
+            sim.faults = Faults {
+                lost: 5,
+                doubled: 5,
+                delayed_up_to: 20,
+            };
+        }
+        let served = sim.listen(80);
+        let question = noise(seed, 100_000);
+        sim.client(CLIENT, 80, Behaviour::Serve(question.clone()))
+            .unwrap();
+        let answer = noise(seed + 100, 100_000);
+        while !sim.socket(served).may_send() {
+            sim.run();
+        }
+        let origin = sim.socket(served).remote_endpoint().unwrap();
+        assert_eq!(origin.addr, IpAddr::from([192, 168, 127, 1]).into());
+        assert!(sim.exchange(served, &answer) == question, "seed {seed}");
+        sim.run_until(sim.now + Duration::from_secs(200));
+        assert!(sim.upstream().received == answer, "seed {seed}");
+        // Over a bad link the guest's own stack may lose its end for good.
+        if seed == 0 {
+            assert_eq!(endings(&sim), [Ended::Finished]);
+            assert_eq!(sim.gateway.flows(), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_refuses_or_is_silent_ends_the_client() {
+    let mut config = Config::new(Policy::none(), 7);
+    config.guest_mac = Some(GUEST_MAC);
+    let mut sim = Sim::new(config, 7);
+    // Nobody listens: the guest's stack says so, as soon as it has found the
+    // gateway's address.
+    sim.client(CLIENT, 80, Behaviour::Echo).unwrap();
+    sim.run_until(Duration::from_secs(2));
+    assert_eq!(sim.upstream().closed, Some(true));
+    assert_eq!(endings(&sim), [Ended::NotConnected]);
+
+    let mut sim = self::sim("preset none");
+    sim.faults.lost = 100;
+    sim.client(CLIENT, 80, Behaviour::Echo).unwrap();
+    sim.run_until(Duration::from_secs(14));
+    assert_eq!(sim.upstream().closed, None);
+    sim.run_until(Duration::from_secs(40));
+    assert_eq!(sim.upstream().closed, Some(true));
+    assert_eq!(endings(&sim), [Ended::NotConnected]);
+    assert_eq!(sim.gateway.next_timeout(), None);
+}
+
+#[test]
+fn the_policy_says_who_may_come() {
+    for (text, peer, allowed) in [
+        ("preset none", CLIENT, true),
+        ("deny in private", "10.1.1.1:5", false),
+        ("deny in private", "[::ffff:10.1.1.1]:5", false),
+        ("deny in private", "127.0.0.1:5", true),
+        ("deny in host", "127.0.0.1:5", false),
+        ("deny in tcp 80 any", CLIENT, false),
+        ("deny in tcp 81 any", CLIENT, true),
+        ("allow in host\ndeny in any", "[::1]:5", true),
+        ("allow in host\ndeny in any", CLIENT, false),
+    ] {
+        let mut sim = sim(text);
+        let flow = sim.client(peer, 80, Behaviour::Echo);
+        assert_eq!(flow.is_some(), allowed, "{text}: {peer}");
+        sim.run_until(Duration::from_millis(1));
+        let Some(Event::Decided {
+            flow,
+            facts,
+            verdict,
+            ..
+        }) = sim.events.first()
+        else {
+            panic!("{text}: nothing was told");
+        };
+        assert_eq!(flow.is_some(), allowed);
+        assert_eq!(facts.direction, Direction::In);
+        let published = verdict.by == Decider::Published;
+        assert_eq!(published, !text.contains("\n") && allowed, "{text}");
+    }
+}
+
+#[test]
+fn clients_count_as_flows() {
+    let mut config = Config::new(Policy::none(), 7);
+    config.limits.tcp_flows = 2;
+    let mut sim = Sim::new(config, 7);
+    sim.faults.lost = 100;
+    assert!(sim.client(CLIENT, 80, Behaviour::Echo).is_some());
+    assert!(sim.client(CLIENT, 80, Behaviour::Echo).is_some());
+    assert!(sim.client(CLIENT, 80, Behaviour::Echo).is_none());
+    sim.run_until(Duration::from_millis(1));
+    assert_eq!(drops(&sim), [DropReason::TooManyFlows]);
+}
+
+#[test]
+fn every_client_has_a_port_of_its_own() {
+    let mut config = Config::new(Policy::none(), 7);
+    config.limits.tcp_buffer = 1;
+    let mut gateway = Gateway::new(config);
+    // More than there are ports in use at once is refused by the flow limit first.
+    for _ in 0..10_000 {
+        let flow = gateway.accept(Duration::ZERO, CLIENT.parse().unwrap(), 80);
+        assert!(flow.is_some());
+    }
+    assert_eq!(gateway.flows(), (10_000, 0));
+}
+
+#[test]
+fn datagrams_find_their_way_back() {
+    let mut sim = sim("preset none");
+    let port = PublishedId(3);
+    let peers: [SocketAddr; 2] = ["127.0.0.1:7000".parse().unwrap(), CLIENT.parse().unwrap()];
+    let flows = peers.map(|peer| {
+        let flow = sim.gateway.datagram_from(sim.now, port, 53, peer, b"who?");
+        let again = sim.gateway.datagram_from(sim.now, port, 53, peer, b"who?");
+        assert_eq!(flow, again);
+        flow.unwrap()
+    });
+    sim.run();
+    assert_eq!(sim.gateway.flows(), (0, 2));
+    for n in [0, 1] {
+        // The frames to the guest name where it must answer to.
+        let frame = sim.seen[2 * n].clone();
+        let packet = Ipv4Packet::new_checked(&frame[14..]).unwrap();
+        let datagram = smoltcp::wire::UdpPacket::new_checked(packet.payload()).unwrap();
+        assert_eq!(datagram.payload(), b"who?");
+        assert_eq!(datagram.dst_port(), 53);
+        let back = format!("192.168.127.1:{}", datagram.src_port());
+        sim.inject(&super::datagram("192.168.127.2:53", &back, b"me"));
+        let (flow, to, payload) = sim.datagrams[n].clone();
+        assert_eq!((flow, to, &payload[..]), (flows[n], peers[n], &b"me"[..]));
+    }
+    sim.run_until(Duration::from_secs(300));
+    assert_eq!(sim.gateway.flows(), (0, 0));
+    assert_ne!(
+        sim.gateway.datagram_from(sim.now, port, 53, peers[0], b"x"),
+        Some(flows[0]),
+        "a flow that is over is not used again"
+    );
+}
+
+#[test]
+fn a_guest_cannot_answer_from_another_port() {
+    let mut sim = sim("preset none");
+    let peer = CLIENT.parse().unwrap();
+    sim.gateway
+        .datagram_from(sim.now, PublishedId(0), 53, peer, b"who?")
+        .unwrap();
+    sim.run();
+    let packet = Ipv4Packet::new_checked(&sim.seen[0][14..]).unwrap();
+    let port = smoltcp::wire::UdpPacket::new_checked(packet.payload())
+        .unwrap()
+        .src_port();
+    let back = format!("192.168.127.1:{port}");
+    sim.inject(&super::datagram("192.168.127.2:54", &back, b"me"));
+    assert!(sim.datagrams.is_empty());
+}

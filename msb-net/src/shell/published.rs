@@ -1,0 +1,280 @@
+//! Published ports: sockets of the host on which clients reach the guest.
+//!
+//! They are bound by whoever asks for them, so that a port in use is reported at
+//! once, and served by the driver. A datagram port has one socket for all its
+//! clients; a listener makes one stream for each.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use mio::Token;
+use rustix::io::Errno;
+use rustix::net::{self, RecvFlags, SendFlags, SocketFlags, sockopt};
+
+use crate::Error;
+use crate::gateway::{FlowId, Gateway, PublishedId};
+use crate::publish::{Protocol, Publish};
+
+/// Clients taken, and datagrams, before the flows have their turn.
+const BUDGET: usize = 64;
+
+/// Tokens of published ports count down from here, those of flows up from 1.
+const FIRST_TOKEN: usize = usize::MAX - 2;
+const LAST_TOKEN: usize = usize::MAX / 2;
+
+/// Ports that are published, until [`Network::unpublish`](super::Network::unpublish)
+/// or the network's end. Dropping this changes nothing.
+#[derive(Debug)]
+pub struct Publication {
+    pub(super) ids: Vec<PublishedId>,
+    ports: Vec<(SocketAddr, u16)>,
+}
+
+impl Publication {
+    /// Returns where the host listens, and the guest's port behind it, of each.
+    pub fn ports(&self) -> &[(SocketAddr, u16)] {
+        &self.ports
+    }
+}
+
+/// Takes clients whom the guest refuses: it may be that the service they want
+/// listens on the guest's loopback address, where frames do not reach it.
+pub trait Fallback: Send {
+    /// Takes over a connected client, of whom nothing was read yet, and the port
+    /// of the guest. It is called from the driver's thread and must not block.
+    fn take(&mut self, client: OwnedFd, port: u16);
+}
+
+/// A socket to be served.
+pub(super) struct Offer {
+    pub(super) id: PublishedId,
+    socket: OwnedFd,
+    protocol: Protocol,
+    port: u16,
+    readable: bool,
+}
+
+impl AsFd for Offer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Binds all sockets of a range, or none.
+pub(super) fn bind(
+    publish: &Publish,
+    mut id: impl FnMut() -> PublishedId,
+) -> Result<(Publication, Vec<Offer>), Error> {
+    let protocol = publish.protocol();
+    let (mut ids, mut ports, mut offers) = (Vec::new(), Vec::new(), Vec::new());
+    for (address, port) in publish.pairs() {
+        let (socket, bound) = match protocol {
+            Protocol::Tcp => listen(address),
+            Protocol::Udp => receive(address),
+        }
+        .map_err(|error| refused(address, &error))?;
+        let offer = Offer {
+            id: id(),
+            socket,
+            protocol,
+            port,
+            readable: false,
+        };
+        ids.push(offer.id);
+        ports.push((bound, port));
+        offers.push(offer);
+    }
+    Ok((Publication { ids, ports }, offers))
+}
+
+fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    Ok((listener.into(), bound))
+}
+
+fn receive(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    let bound = socket.local_addr()?;
+    Ok((socket.into(), bound))
+}
+
+fn refused(address: SocketAddr, error: &io::Error) -> Error {
+    let port = address.port();
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => Some(format!(
+            "something on this host uses port {port}; name another one, or 0 for any that is free"
+        )),
+        io::ErrorKind::PermissionDenied => Some(format!(
+            "port {port} needs privileges; name one from 1024, or lower sysctl net.ipv4.ip_unprivileged_port_start"
+        )),
+        io::ErrorKind::AddrNotAvailable => {
+            Some(format!("this host has no address {}", address.ip()))
+        }
+        _ => None,
+    };
+    match Error::system(format!("publish port {port} on {}", address.ip()), error) {
+        Error::System {
+            doing,
+            reason,
+            hint: known,
+        } => Error::System {
+            doing,
+            reason,
+            hint: hint.or(known),
+        },
+        other => other,
+    }
+}
+
+/// A client who wants to reach the guest.
+pub(super) struct Client {
+    pub(super) flow: FlowId,
+    pub(super) socket: OwnedFd,
+    pub(super) port: u16,
+}
+
+/// All published ports of a driver.
+#[derive(Default)]
+pub(super) struct Offers {
+    ports: HashMap<PublishedId, Offer>,
+    /// Ports with something to read, each at most once.
+    work: VecDeque<PublishedId>,
+    /// Which socket a datagram flow came to, and from where.
+    origins: HashMap<FlowId, (PublishedId, SocketAddr)>,
+}
+
+impl Offers {
+    pub(super) const fn token(id: PublishedId) -> Token {
+        Token(FIRST_TOKEN - id.0 as usize)
+    }
+
+    /// The port that a token stands for, unless it stands for a flow.
+    pub(super) fn by_token(token: Token) -> Option<PublishedId> {
+        (LAST_TOKEN..=FIRST_TOKEN)
+            .contains(&token.0)
+            .then(|| PublishedId((FIRST_TOKEN - token.0) as u64))
+    }
+
+    pub(super) fn insert(&mut self, offer: Offer) {
+        self.ports.insert(offer.id, offer);
+    }
+
+    /// Stops offering a port. Its connections go on; its datagram flows cannot.
+    pub(super) fn remove(&mut self, id: PublishedId) {
+        self.ports.remove(&id);
+    }
+
+    pub(super) fn mark(&mut self, id: PublishedId) {
+        if let Some(offer) = self.ports.get_mut(&id)
+            && !std::mem::replace(&mut offer.readable, true)
+        {
+            self.work.push_back(id);
+        }
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.work.is_empty()
+    }
+
+    /// Takes clients and datagrams, up to a budget. Returns those of the clients
+    /// who are admitted.
+    pub(super) fn turn(
+        &mut self,
+        now: Duration,
+        gateway: &mut Gateway,
+        buffer: &mut [u8],
+    ) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for _ in 0..BUDGET {
+            let Some(id) = self.work.pop_front() else {
+                break;
+            };
+            let Some(offer) = self.ports.get_mut(&id) else {
+                continue;
+            };
+            let taken = match offer.protocol {
+                Protocol::Tcp => offer.client(now, gateway, &mut clients),
+                Protocol::Udp => offer.datagram(now, gateway, buffer, &mut self.origins),
+            };
+            match taken {
+                Ok(()) | Err(Errno::INTR | Errno::CONNABORTED | Errno::CONNREFUSED) => {
+                    self.work.push_back(id);
+                }
+                // Out of descriptors or memory is met again with the next client.
+                Err(_) => offer.readable = false,
+            }
+        }
+        clients
+    }
+
+    /// Sends a datagram of a flow that came from outside; false if it did not.
+    pub(super) fn send(&self, flow: FlowId, payload: &[u8]) -> bool {
+        let Some((id, peer)) = self.origins.get(&flow) else {
+            return false;
+        };
+        if let Some(offer) = self.ports.get(id) {
+            // What the socket does not take is lost, as anywhere on the way.
+            let _ = net::sendto(&offer.socket, payload, SendFlags::NOSIGNAL, peer);
+        }
+        true
+    }
+
+    pub(super) fn forget(&mut self, flow: FlowId) {
+        self.origins.remove(&flow);
+    }
+}
+
+impl Offer {
+    fn client(
+        &self,
+        now: Duration,
+        gateway: &mut Gateway,
+        clients: &mut Vec<Client>,
+    ) -> Result<(), Errno> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, peer) = net::acceptfrom_with(&self.socket, flags)?;
+        let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else {
+            return Ok(());
+        };
+        match gateway.accept(now, peer, self.port) {
+            Some(flow) => {
+                // Both are matters of comfort.
+                let _ = sockopt::set_tcp_nodelay(&socket, true);
+                let _ = sockopt::set_socket_keepalive(&socket, true);
+                clients.push(Client {
+                    flow,
+                    socket,
+                    port: self.port,
+                });
+            }
+            None => {
+                let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+            }
+        }
+        Ok(())
+    }
+
+    fn datagram(
+        &self,
+        now: Duration,
+        gateway: &mut Gateway,
+        buffer: &mut [u8],
+        origins: &mut HashMap<FlowId, (PublishedId, SocketAddr)>,
+    ) -> Result<(), Errno> {
+        let (_, length, peer) = net::recvfrom(&self.socket, &mut *buffer, RecvFlags::empty())?;
+        if let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok())
+            && let Some(flow) =
+                gateway.datagram_from(now, self.id, self.port, peer, &buffer[..length])
+        {
+            // As many as the gateway has flows: it says when one is over.
+            origins.insert(flow, (self.id, peer));
+        }
+        Ok(())
+    }
+}
