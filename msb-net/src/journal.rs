@@ -222,6 +222,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::dns::{Rcode, RecordKind, Source, Unanswered};
     use crate::gateway::{DropReason, Ended, FlowId, Refusal};
     use crate::policy::{Flow, Names};
 
@@ -267,6 +268,38 @@ mod tests {
         let line = json(event, &policy);
         assert!(line.contains(r#""event":"deny""#), "{line}");
         assert!(line.ends_with(r#""refusal":"loopback"}"#), "{line}");
+    }
+
+    #[test]
+    fn a_query_says_what_came_of_it() {
+        let query = |verdict, outcome| Event::Query {
+            name: "a.example".into(),
+            kind: RecordKind::AAAA,
+            server: "9.9.9.9:53".parse().unwrap(),
+            verdict,
+            outcome,
+            duration: Duration::from_millis(12),
+        };
+        let answered = Outcome::Answered {
+            code: Rcode::NO_ERROR,
+            source: Source::Cache,
+            addresses: 2,
+            filtered: 1,
+        };
+        let policy = Policy::public_only();
+        let verdict = policy.decide_query(&"a.example".parse().unwrap());
+        assert_eq!(
+            json(query(Some(verdict), answered), &policy),
+            r#"{"time":1764000000.000001,"event":"query","name":"a.example","type":"AAAA","server":"9.9.9.9:53","code":"NOERROR","from":"cache","addresses":2,"filtered":1,"by":"no rule matches, and the preset is public-only","duration":0.012000}"#
+        );
+        let line = json(
+            query(None, Outcome::Unanswered(Unanswered::OddName)),
+            &policy,
+        );
+        assert!(
+            line.ends_with(r#""refusal":"odd-name","duration":0.012000}"#),
+            "{line}"
+        );
     }
 
     #[test]

@@ -207,7 +207,8 @@ impl<'a, V: Verdicts> Sieve<'a, V> {
             RData::SVCB(_) | RData::HTTPS(_) => {
                 return self.chain.contains(&record.name) && self.keeps_service(&mut record.data);
             }
-            _ => return true,
+            // Signatures, and what makes aliases of whole zones (RFC 6672).
+            _ => return self.chain.iter().any(|name| record.name.zone_of(name)),
         };
         self.chain.contains(&record.name) && self.admits(address)
     }

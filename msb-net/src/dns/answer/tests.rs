@@ -181,6 +181,12 @@ fn addresses_of_other_names_are_not_taken() {
         a("www.example.com.", "1.1.1.1"),
         a("bank.example.", "1.1.1.2"),
     ];
+    let mut answers = answers;
+    let text = RData::Unknown {
+        code: 16.into(),
+        rdata: NULL::with(b"\x02hi".to_vec()),
+    };
+    answers.push(record("other.example.", text));
     let judged = judged("preset public-only", &answer(RecordType::A, answers)).unwrap();
     assert_eq!(judged.addresses, ["1.1.1.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(reply(&judged, RecordType::A).answers.len(), 1);
