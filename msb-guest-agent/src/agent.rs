@@ -103,7 +103,13 @@ pub fn attached(socket: OwnedFd) -> io::Result<()> {
 
 /// What PID 1 does. It ends with the guest, or in an error.
 fn init() -> io::Result<std::convert::Infallible> {
-    let Booted { link, world, root } = boot::boot()?;
+    let Booted {
+        link,
+        world,
+        root,
+        // Kept: see there.
+        network: _network,
+    } = boot::boot()?;
     let mut session = Session::new(link, world, true)?;
     let host_gone = match session.run() {
         Ok(End::Shutdown) => false,

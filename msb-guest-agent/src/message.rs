@@ -16,7 +16,7 @@ pub use exec::{
     ExecError, ExecRequest, ExitStatus, InvalidSignal, Request, ResetCode, Signal, StreamCommand,
     StreamEvent, TtySize,
 };
-pub use network::{Address, Host, NetworkSpec};
+pub use network::{Address, Host, NetworkSettings, NetworkSpec};
 pub use setup::{
     AgentHello, Configured, DiskName, Entropy, GuestConfig, RootSpec, SetupFailure, Upper,
 };

@@ -37,6 +37,7 @@ pub(super) struct Booted {
     pub(super) link: Link,
     pub(super) world: World,
     pub(super) root: Root,
+    pub(super) network: Network,
 }
 
 /// Boots to the end of the setup phase.
@@ -58,8 +59,12 @@ pub(super) fn boot() -> io::Result<Booted> {
             match configure::configure(&config, &mut setup) {
                 Ok((answer, world, root)) => {
                     setup.send(&AgentMessage::Configured(Box::new(answer)))?;
-                    let link = setup.link;
-                    return Ok(Booted { link, world, root });
+                    return Ok(Booted {
+                        link: setup.link,
+                        world,
+                        root,
+                        network: setup.network,
+                    });
                 }
                 // The guest may be half made now: nothing but a new one helps.
                 Err(failure) => setup.send(&AgentMessage::Failed(failure))?,
@@ -115,7 +120,8 @@ impl Setup {
         self.stage.make()?;
         self.network.apply(network)?;
         let unbound = self.disks.unbind();
-        unbound.map_err(|error| step("let go of the disks", &error))
+        unbound.map_err(|error| step("let go of the disks", &error))?;
+        self.network.settle()
     }
 
     /// Mounts the root before anybody owns it.

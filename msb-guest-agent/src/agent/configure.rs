@@ -43,7 +43,7 @@ pub(super) fn configure(
         Some(root) if root.spec == config.root => root,
         Some(_) => return Err(invalid("root", "another one is mounted already")),
     };
-    root.identify(config);
+    root.identify(config, setup.network.files());
     let workdir = config
         .workdir
         .as_ref()

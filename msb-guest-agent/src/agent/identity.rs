@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
-use super::network;
+use super::network::Files;
 use crate::message::GuestConfig;
 
 const MACHINE_ID: &str = "machine-id";
@@ -58,11 +58,12 @@ impl Identity {
     pub(super) fn write(
         mut self,
         config: &GuestConfig,
+        network: Files,
         resumed: bool,
         root: &Path,
     ) -> io::Result<()> {
         let etc = root.join("etc");
-        for (name, content) in contents(config, resumed) {
+        for (name, content) in contents(config, network, resumed) {
             let prepared = self.files.iter_mut().find(|(known, _)| *known == name);
             if let Some((_, file)) = prepared {
                 file.write_all(content.as_bytes())?;
@@ -82,7 +83,7 @@ impl Identity {
 }
 
 /// The files by their names.
-fn contents(config: &GuestConfig, resumed: bool) -> Vec<(&'static str, String)> {
+fn contents(config: &GuestConfig, network: Files, resumed: bool) -> Vec<(&'static str, String)> {
     let id = config.machine_id.iter().map(|byte| format!("{byte:02x}"));
     let name = &config.hostname;
     let mut files = vec![
@@ -94,12 +95,10 @@ fn contents(config: &GuestConfig, resumed: bool) -> Vec<(&'static str, String)> 
             "127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
              ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
         );
-        let more = config.network.as_ref().map(network::hosts);
-        files.push((HOSTS, hosts + &more.unwrap_or_default()));
+        files.push((HOSTS, hosts + &network.hosts));
     }
     // Without a network there is nobody to ask: the image's resolvers are not reached.
-    let resolvers = config.network.as_ref().map(network::resolv_conf);
-    files.push((RESOLV_CONF, resolvers.unwrap_or_default()));
+    files.push((RESOLV_CONF, network.resolv_conf));
     files
 }
 
@@ -159,7 +158,7 @@ fn overwrite(path: &Path, content: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{ByteString, Entropy, Host, NetworkSpec, RootSpec};
+    use crate::message::{ByteString, Entropy, RootSpec};
 
     fn config() -> GuestConfig {
         GuestConfig {
@@ -213,7 +212,9 @@ mod tests {
         let secret = Permissions::from_mode(0o600);
         fs::set_permissions(lower.join("etc/hostname"), secret).unwrap();
         let identity = Identity::prepare(&lower, &upper).unwrap();
-        identity.write(&config(), false, &place.0).unwrap();
+        identity
+            .write(&config(), Files::default(), false, &place.0)
+            .unwrap();
         assert_eq!(place.read("upper/etc/hostname"), "box\n");
         assert_eq!(place.read("upper/etc/machine-id"), "ab".repeat(16) + "\n");
         assert!(place.read("upper/etc/hosts").contains("localhost box\n"));
@@ -234,22 +235,10 @@ mod tests {
         assert!(!upper.join("etc/hosts").is_symlink());
     }
 
-    fn with_network() -> GuestConfig {
-        let network = NetworkSpec {
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            addresses: Vec::new(),
-            gateways: Vec::new(),
-            resolvers: vec![[192, 0, 2, 1].into()],
-            search: Vec::new(),
-            hosts: vec![Host {
-                address: [192, 0, 2, 1].into(),
-                name: "gateway".into(),
-            }],
-        };
-        GuestConfig {
-            network: Some(network),
-            ..config()
+    fn network() -> Files {
+        Files {
+            resolv_conf: "nameserver 192.0.2.1\n".into(),
+            hosts: "192.0.2.1\tgateway\n".into(),
         }
     }
 
@@ -274,7 +263,9 @@ mod tests {
             make(&lower.join("etc/resolv.conf")).unwrap();
             fs::remove_dir(upper.join("etc")).unwrap();
             let identity = Identity::prepare(&lower, &upper).unwrap();
-            identity.write(&with_network(), false, &place.0).unwrap();
+            identity
+                .write(&config(), network(), false, &place.0)
+                .unwrap();
             let written = upper.join("etc/resolv.conf");
             assert!(written.symlink_metadata().unwrap().is_file(), "{name}");
             assert_eq!(
@@ -289,7 +280,7 @@ mod tests {
 
             // The same where the upper was used before, through the mounted root.
             let identity = Identity::default();
-            identity.write(&with_network(), true, &lower).unwrap();
+            identity.write(&config(), network(), true, &lower).unwrap();
             let written = lower.join("etc/resolv.conf");
             assert!(written.symlink_metadata().unwrap().is_file(), "{name}");
             assert_eq!(
@@ -317,7 +308,9 @@ mod tests {
         fs::create_dir(&etc).unwrap();
         fs::write(etc.join("hosts"), "mine").unwrap();
         let upper = place.0.join("upper");
-        Identity::default().write(&config(), true, &upper).unwrap();
+        Identity::default()
+            .write(&config(), Files::default(), true, &upper)
+            .unwrap();
         assert_eq!(place.read("upper/etc/hosts"), "mine");
         assert_eq!(place.read("upper/etc/hostname"), "box\n");
         assert_eq!(place.read("upper/etc/resolv.conf"), "");

@@ -9,10 +9,14 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
+
+use rustix::thread::Timespec;
 
 use super::boot::step;
 use super::rtnetlink::{Index, Tables};
-use crate::message::{NetworkSpec, SetupFailure};
+use super::sys;
+use crate::message::{Host, NetworkSettings, NetworkSpec, SetupFailure};
 
 /// The kernel's name for the only card.
 const CARD: &str = "eth0";
@@ -29,7 +33,17 @@ const SETTINGS: [(&str, &str); 6] = [
     ("mldv2_unsolicited_report_interval", "1"),
 ];
 
+/// How long the kernel may take to say what it has to say about multicast groups: three of
+/// its ticks, twice.
+const SETTLED: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 60_000_000,
+};
+
 /// What was done to the card so far.
+///
+/// Is kept for as long as the guest lives: closing a connection to the tables makes work
+/// for the kernel, in each copy of a template.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     up: Option<Card>,
@@ -40,34 +54,71 @@ struct Card {
     tables: Tables,
     index: Index,
     spec: NetworkSpec,
+    settings: NetworkSettings,
+    files: Files,
+}
+
+/// What the network adds to files in `/etc`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Files {
+    /// All of `resolv.conf`.
+    pub(super) resolv_conf: String,
+    /// Lines of `hosts`.
+    pub(super) hosts: String,
 }
 
 impl Network {
     /// Makes the card what it is to be, whatever it was; without a `spec` it is taken
     /// down.
     pub(super) fn apply(&mut self, spec: Option<&NetworkSpec>) -> Result<(), SetupFailure> {
-        let Some(spec) = spec else {
-            return match self.up.take() {
-                Some(card) => take_down(&card).map_err(failed("take down the network card")),
-                None => Ok(()),
-            };
-        };
-        if let Some(card) = &mut self.up {
-            let moved = card.spec.mac != spec.mac;
-            card.spec.mac = spec.mac;
-            if card.spec == *spec {
-                let set = if moved {
-                    card.tables.set_mac(card.index, spec.mac)
-                } else {
-                    Ok(())
-                };
-                return set.map_err(failed("set the network card's address"));
-            }
-            take_down(card).map_err(failed("take down the network card"))?;
+        if let (Some(card), Some(spec)) = (&mut self.up, spec)
+            && card.spec.is_set_like(spec)
+        {
+            return card
+                .take_up(spec.mac)
+                .map_err(failed("set the network card's address"));
         }
-        check(spec)?;
-        self.up = Some(bring_up(spec)?);
+        if let Some(card) = self.up.take() {
+            take_down(&card).map_err(failed("take down the network card"))?;
+        }
+        if let Some(spec) = spec {
+            self.up = Some(bring_up(spec)?);
+        }
         Ok(())
+    }
+
+    /// Waits until the kernel has nothing more to do for the card, and forgets whom it has
+    /// spoken to. For templates: their copies would have to do both.
+    pub(super) fn settle(&mut self) -> Result<(), SetupFailure> {
+        let Some(card) = &self.up else {
+            return Ok(());
+        };
+        // If it is interrupted, copies have a little more to do.
+        let _ = rustix::thread::nanosleep(&SETTLED);
+        card.set_mac(card.spec.mac)
+            .map_err(failed("set the network card's address"))
+    }
+
+    /// What it adds to files; nothing without a card.
+    pub(super) fn files(&self) -> Files {
+        self.up
+            .as_ref()
+            .map_or_else(Files::default, |card| card.files.clone())
+    }
+}
+
+impl Card {
+    fn take_up(&mut self, mac: [u8; 6]) -> io::Result<()> {
+        if self.spec.mac != mac {
+            self.set_mac(mac)?;
+            self.spec.mac = mac;
+        }
+        Ok(())
+    }
+
+    /// An ioctl, which is a fraction of the kernel code that a request to the tables is.
+    fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
+        sys::set_hardware_address(self.tables.as_fd(), CARD, mac)
     }
 }
 
@@ -76,106 +127,111 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> SetupFailure {
 }
 
 fn bring_up(spec: &NetworkSpec) -> Result<Card, SetupFailure> {
-    let index = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex"))
-        .map_err(failed("find the network card"))?;
+    let settings = spec
+        .settings()
+        .ok_or_else(|| invalid("settings", "they make no sense"))?;
+    check(&settings)?;
+    let unknown = |error| step("find the network card", &error);
+    let index = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex")).map_err(unknown)?;
     let index = index.trim_end().parse().map(Index);
-    let index =
-        index.map_err(|_| step("find the network card", &io::ErrorKind::InvalidData.into()))?;
+    let index = index.map_err(|_| unknown(io::ErrorKind::InvalidData.into()))?;
     let _ = fs::write("/proc/sys/net/ipv6/mld_qrv", "1");
     for (name, value) in SETTINGS {
         // A kernel without IPv6 has none of them, and refuses the addresses below.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{CARD}/{name}"), value);
     }
     let tables = Tables::open().map_err(failed("open the routing tables"))?;
-    let set = |result: io::Result<()>| result.map_err(failed("set up the network card"));
-    set(tables.set_mac(index, spec.mac))?;
-    set(tables.set_mtu(index, spec.mtu))?;
-    set(tables.set_up(index, true))?;
-    for own in &spec.addresses {
-        let added = tables.add_address(index, own.address, own.prefix);
-        added.map_err(|error| step(&format!("add the address {}", own.address), &error))?;
-    }
-    for &gateway in &spec.gateways {
-        let added = tables.add_default_route(index, gateway);
-        added.map_err(|error| step(&format!("add a route through {gateway}"), &error))?;
-    }
-    let spec = spec.clone();
-    Ok(Card {
+    let card = Card {
         tables,
         index,
-        spec,
-    })
+        spec: spec.clone(),
+        files: Files {
+            resolv_conf: resolv_conf(&settings),
+            hosts: hosts(&settings),
+        },
+        settings,
+    };
+    let set = |result: io::Result<()>| result.map_err(failed("set up the network card"));
+    set(card.set_mac(spec.mac))?;
+    set(card.tables.set_mtu(index, card.settings.mtu))?;
+    set(card.tables.set_up(index, true))?;
+    for own in &card.settings.addresses {
+        let added = card.tables.add_address(index, own.address, own.prefix);
+        added.map_err(|error| step(&format!("add the address {}", own.address), &error))?;
+    }
+    for &gateway in &card.settings.gateways {
+        let added = card.tables.add_default_route(index, gateway);
+        added.map_err(|error| step(&format!("add a route through {gateway}"), &error))?;
+    }
+    Ok(card)
 }
 
 /// Takes the card down, and away what that leaves: its IPv4 addresses. Routes go with
 /// them, and so do IPv6 addresses.
 fn take_down(card: &Card) -> io::Result<()> {
-    for own in card
-        .spec
-        .addresses
-        .iter()
-        .filter(|own| own.address.is_ipv4())
-    {
+    let own = card.settings.addresses.iter();
+    for own in own.filter(|own| own.address.is_ipv4()) {
         card.tables
             .remove_address(card.index, own.address, own.prefix)?;
     }
     card.tables.set_up(card.index, false)
 }
 
-/// Refuses what would end up in files as something else than it is.
-fn check(spec: &NetworkSpec) -> Result<(), SetupFailure> {
-    let invalid = |what: &str, reason: &str| SetupFailure::Invalid {
+fn invalid(what: &str, reason: &str) -> SetupFailure {
+    SetupFailure::Invalid {
         what: format!("network.{what}"),
         reason: reason.into(),
-    };
+    }
+}
+
+/// Refuses what would end up in files as something else than it is.
+fn check(settings: &NetworkSettings) -> Result<(), SetupFailure> {
     for (what, entries) in [
-        ("addresses", spec.addresses.len()),
-        ("gateways", spec.gateways.len()),
-        ("resolvers", spec.resolvers.len()),
-        ("search", spec.search.len()),
-        ("hosts", spec.hosts.len()),
+        ("addresses", settings.addresses.len()),
+        ("gateways", settings.gateways.len()),
+        ("resolvers", settings.resolvers.len()),
+        ("search", settings.search.len()),
+        ("hosts", settings.hosts.len()),
     ] {
-        if entries > NetworkSpec::MAX_ENTRIES {
+        if entries > NetworkSettings::MAX_ENTRIES {
             return Err(invalid(what, "it has too many entries"));
         }
     }
     let is_name = |name: &str| !name.is_empty() && name.bytes().all(|c| c.is_ascii_graphic());
-    if !spec.search.iter().all(|name| is_name(name)) {
+    if !settings.search.iter().all(|name| is_name(name)) {
         return Err(invalid("search", "a domain has printable characters only"));
     }
-    if !spec.hosts.iter().all(|host| is_name(&host.name)) {
+    if !settings.hosts.iter().all(|host| is_name(&host.name)) {
         return Err(invalid("hosts", "a name has printable characters only"));
     }
     Ok(())
 }
 
 /// The content of `/etc/resolv.conf`.
-pub(super) fn resolv_conf(spec: &NetworkSpec) -> String {
+fn resolv_conf(settings: &NetworkSettings) -> String {
     let mut text = String::new();
-    for resolver in &spec.resolvers {
+    for resolver in &settings.resolvers {
         // Writing to a string does not fail.
         let _ = writeln!(text, "nameserver {resolver}");
     }
-    if !spec.search.is_empty() {
-        let _ = writeln!(text, "search {}", spec.search.join(" "));
+    if !settings.search.is_empty() {
+        let _ = writeln!(text, "search {}", settings.search.join(" "));
     }
     text
 }
 
 /// The lines that the network adds to `/etc/hosts`.
-pub(super) fn hosts(spec: &NetworkSpec) -> String {
-    let line = |host: &crate::message::Host| format!("{}\t{}\n", host.address, host.name);
-    spec.hosts.iter().map(line).collect()
+fn hosts(settings: &NetworkSettings) -> String {
+    let line = |host: &Host| format!("{}\t{}\n", host.address, host.name);
+    settings.hosts.iter().map(line).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Host;
 
-    fn spec() -> NetworkSpec {
-        NetworkSpec {
-            mac: [2, 0, 0, 0, 0, 1],
+    fn settings() -> NetworkSettings {
+        NetworkSettings {
             mtu: 1500,
             addresses: Vec::new(),
             gateways: Vec::new(),
@@ -191,28 +247,28 @@ mod tests {
     #[test]
     fn files_name_what_the_host_said() {
         assert_eq!(
-            resolv_conf(&spec()),
+            resolv_conf(&settings()),
             "nameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch a.example b.example\n"
         );
-        assert_eq!(hosts(&spec()), "192.0.2.1\thost.example\n");
+        assert_eq!(hosts(&settings()), "192.0.2.1\thost.example\n");
     }
 
     #[test]
     fn names_cannot_carry_lines() {
-        assert!(check(&spec()).is_ok());
+        assert!(check(&settings()).is_ok());
         for name in ["", "a b", "a\nnameserver 203.0.113.1", "ä"] {
-            let search = NetworkSpec {
+            let search = NetworkSettings {
                 search: vec![name.into()],
-                ..spec()
+                ..settings()
             };
             assert!(check(&search).is_err(), "{name:?}");
-            let mut hosts = spec();
+            let mut hosts = settings();
             hosts.hosts[0].name = name.into();
             assert!(check(&hosts).is_err(), "{name:?}");
         }
-        let crowd = NetworkSpec {
+        let crowd = NetworkSettings {
             gateways: vec!["192.0.2.1".parse().unwrap(); 33],
-            ..spec()
+            ..settings()
         };
         assert!(check(&crowd).is_err());
     }

@@ -15,6 +15,7 @@ use rustix::mount::{MountFlags, mount_move, mount_remount};
 use super::boot::step;
 use super::disks::Disks;
 use super::identity::{Identity, take_over};
+use super::network::Files;
 use super::stage::{DISK, LOWER, ROOT, UPPER, attach};
 use crate::message::{GuestConfig, RootSpec, SetupFailure, Upper};
 
@@ -72,10 +73,10 @@ impl Root {
     }
 
     /// Writes down whose root this is.
-    pub(super) fn identify(&mut self, config: &GuestConfig) {
+    pub(super) fn identify(&mut self, config: &GuestConfig, network: Files) {
         let identity = std::mem::take(&mut self.identity);
         // An image may have /etc read-only or as a file: its own affair.
-        let _ = identity.write(config, self.resumed, Path::new("/"));
+        let _ = identity.write(config, network, self.resumed, Path::new("/"));
     }
 
     /// Flushes everything and makes the file systems read-only. The error is

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -25,6 +25,12 @@ const HEADER: usize = 16;
 /// Values that are not in the `libc` crate.
 const RTN_UNICAST: u8 = 1;
 const RTPROT_STATIC: u8 = 4;
+
+impl AsFd for Tables {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
 
 impl Tables {
     pub(super) fn open() -> io::Result<Tables> {
@@ -46,12 +52,6 @@ impl Tables {
     pub(super) fn set_mtu(&self, link: Index, mtu: u16) -> io::Result<()> {
         let request = Request::new(libc::RTM_SETLINK, &link_header(link, 0, 0));
         self.ask(request.with(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes()))
-    }
-
-    /// Sets the hardware address of an interface.
-    pub(super) fn set_mac(&self, link: Index, mac: [u8; 6]) -> io::Result<()> {
-        let request = Request::new(libc::RTM_SETLINK, &link_header(link, 0, 0));
-        self.ask(request.with(libc::IFLA_ADDRESS, &mac))
     }
 
     /// Gives an interface an address, which is used at once.

@@ -270,6 +270,31 @@ pub(super) fn reseed(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a network card another address. Any socket will do.
+pub(super) fn set_hardware_address(
+    socket: BorrowedFd<'_>,
+    card: &str,
+    mac: [u8; 6],
+) -> io::Result<()> {
+    // SAFETY: all zero is an ifreq. Its name stays NUL-terminated, because the last
+    // byte is not written; the call reads it and an address of six bytes.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        let room = request.ifr_name.len() - 1;
+        for (place, byte) in request.ifr_name[..room].iter_mut().zip(card.bytes()) {
+            *place = byte as c_char;
+        }
+        let mut address: libc::sockaddr = std::mem::zeroed();
+        address.sa_family = libc::ARPHRD_ETHER;
+        for (place, byte) in address.sa_data.iter_mut().zip(mac) {
+            *place = byte as c_char;
+        }
+        request.ifr_ifru.ifru_hwaddr = address;
+        let result = libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR, &raw const request);
+        check(result).map(drop)
+    }
+}
+
 /// Brings the loopback interface up; the kernel gives it its addresses.
 pub(super) fn loopback_up() -> io::Result<()> {
     // SAFETY: the socket is new and owned here; `request` is a zeroed ifreq

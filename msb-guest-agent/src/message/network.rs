@@ -4,14 +4,54 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{ByteString, decode, encode};
+
 /// What the guest's network card is to be.
 ///
-/// Nothing is left to be asked for on the link: no DHCP, no router advertisements, no
-/// search for duplicate addresses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The settings travel as their encoding, because the agent only has to compare them:
+/// in a copy of a template they are as they were.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// The card's own address.
     pub mac: [u8; 6],
+    settings: ByteString,
+}
+
+impl NetworkSpec {
+    /// Puts address and settings together.
+    pub fn new(mac: [u8; 6], settings: &NetworkSettings) -> NetworkSpec {
+        NetworkSpec {
+            mac,
+            settings: encode(settings).into(),
+        }
+    }
+
+    /// Decodes the settings; `None` when they are none.
+    pub fn settings(&self) -> Option<NetworkSettings> {
+        decode(self.settings.as_bytes())
+    }
+
+    /// Whether both have the same settings.
+    pub fn is_set_like(&self, other: &NetworkSpec) -> bool {
+        self.settings == other.settings
+    }
+}
+
+impl std::fmt::Debug for NetworkSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NetworkSpec")
+            .field("mac", &self.mac)
+            .field("settings", &self.settings())
+            .finish()
+    }
+}
+
+/// All but the card's address.
+///
+/// Nothing is left to be asked for on the link: no DHCP, no router advertisements, no
+/// search for duplicate addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSettings {
     /// Largest packet, in bytes.
     pub mtu: u16,
     /// The guest's addresses.
@@ -26,7 +66,7 @@ pub struct NetworkSpec {
     pub hosts: Vec<Host>,
 }
 
-impl NetworkSpec {
+impl NetworkSettings {
     /// Most entries of each list: far more than a card with one neighbour needs.
     pub const MAX_ENTRIES: usize = 32;
 }

@@ -48,8 +48,7 @@ fn config(upper: Upper) -> GuestConfig {
 fn host_messages() {
     pin(HostMessage::Hello { version: 1 }, "00 01");
     pin(HostMessage::Prepare { network: None }, "01 00");
-    let network = Some(NetworkSpec {
-        mac: [2, 0, 0, 0, 0, 1],
+    let settings = NetworkSettings {
         mtu: 300,
         addresses: vec![Address {
             address: [192, 0, 2, 2].into(),
@@ -62,10 +61,17 @@ fn host_messages() {
             address: [192, 0, 2, 1].into(),
             name: "n".into(),
         }],
-    });
-    let bytes = "020000000001 ac02 01 00 c0000202 18 01 01 20010db8000000000000000000000001 \
+    };
+    let network = NetworkSpec::new([2, 0, 0, 0, 0, 1], &settings);
+    assert_eq!(network.settings(), Some(settings));
+    let bytes = "020000000001 2c ac02 01 00 c0000202 18 01 01 20010db8000000000000000000000001 \
                  01 00 c0000201 01 0173 01 00 c0000201 016e";
-    pin(HostMessage::Prepare { network }, &format!("01 01 {bytes}"));
+    pin(
+        HostMessage::Prepare {
+            network: Some(network),
+        },
+        &format!("01 01 {bytes}"),
+    );
     let root = RootSpec {
         lower: "vda".into(),
         upper: Upper::Tmpfs { size: None },

@@ -6,7 +6,7 @@
 use std::io::Write;
 
 use bytes::BytesMut;
-use msb_guest_agent::message::{Address, Host, NetworkSpec};
+use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec};
 use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
 use msb_net::shell::{Events, Link, Network, Options, host_addresses};
@@ -81,8 +81,7 @@ pub(super) fn template_spec() -> NetworkSpec {
 fn spec(config: &Config, mac: Mac) -> NetworkSpec {
     let address = |address, prefix| Address { address, prefix };
     let gateway = config.gateway_v4.into();
-    NetworkSpec {
-        mac,
+    let settings = NetworkSettings {
         mtu: config.mtu,
         addresses: vec![
             address(config.guest_v4.into(), PREFIX_V4),
@@ -96,7 +95,8 @@ fn spec(config: &Config, mac: Mac) -> NetworkSpec {
             address: gateway,
             name: HOST_NAME.into(),
         }],
-    }
+    };
+    NetworkSpec::new(mac, &settings)
 }
 
 /// A running gateway. Its sockets are closed when this is dropped.
