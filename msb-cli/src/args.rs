@@ -1,5 +1,6 @@
 //! What the user typed, as typed. Plans are made in `commands`.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -27,7 +28,7 @@ pub(crate) enum Command {
     /// Without CMD the image's own entrypoint and command run. The guest reaches
     /// public addresses, and neither this host nor its networks, unless the
     /// network flags say otherwise.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Fetch an image from a registry, or import it from an archive
     Pull(PullArgs),
     /// List or remove images
@@ -117,12 +118,24 @@ pub(crate) struct NetworkArgs {
     /// Deny a name and all names below it, ahead of every rule
     #[arg(long, value_name = "SUFFIX")]
     pub(crate) block_domain: Vec<String>,
+    /// Ask this server for names instead of the host's; ADDRESS or ADDRESS:PORT
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
+    pub(crate) dns: Vec<SocketAddr>,
     /// Write what the network decides to FILE, or to standard error if FILE is "-"
     #[arg(long, value_name = "FILE")]
     pub(crate) net_log: Option<PathBuf>,
     /// Write the network's log as lines of JSON
     #[arg(long, requires = "net_log")]
     pub(crate) json: bool,
+}
+
+/// Reads a resolver's address; without a port it is that of the domain name system.
+fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse::<IpAddr>();
+    let address = address.map(|address| SocketAddr::new(address, 53));
+    address.or_else(|_| text.parse()).map_err(|_| {
+        "it must be an IP address, optionally with a port (192.0.2.1:53, [2001:db8::1]:53)".into()
+    })
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

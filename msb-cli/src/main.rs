@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(args: Args) -> Result<u8, Failure> {
     match args.command {
-        Command::Run(run) => commands::run::run(run).await,
+        Command::Run(run) => commands::run::run(*run).await,
         Command::Pull(pull) => commands::pull::run(pull).await,
         Command::Image(image) => commands::image::run(image).await,
         Command::Policy(policy) => commands::policy::run(policy),

@@ -1,6 +1,7 @@
 //! Describing a sandbox, and making it.
 
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -34,20 +35,8 @@ pub struct SandboxBuilder {
 
 impl SandboxBuilder {
     pub(crate) fn new(name: String) -> Self {
-        let spec = SandboxSpec {
-            name,
-            image: String::new(),
-            cpus: 1,
-            memory_mib: 512,
-            disk_mib: None,
-            env: Vec::new(),
-            workdir: None,
-            user: None,
-            require_hardware: false,
-            network: NetworkPolicy::default(),
-        };
         Self {
-            spec,
+            spec: SandboxSpec::new(name),
             pull: PullPolicy::Missing,
             home: None,
             progress: None,
@@ -103,6 +92,13 @@ impl SandboxBuilder {
     /// What the guest may reach; [`NetworkPolicy::public_only`] when not set.
     pub fn network(mut self, policy: NetworkPolicy) -> Self {
         self.spec.network = policy;
+        self
+    }
+
+    /// Adds a server that the guest's names are asked of; without any, those of the host's
+    /// `/etc/resolv.conf` are asked.
+    pub fn resolver(mut self, server: SocketAddr) -> Self {
+        self.spec.resolvers.push(server);
         self
     }
 

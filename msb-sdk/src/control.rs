@@ -153,16 +153,8 @@ mod tests {
         let value = "x".repeat(300_000);
         let launch = Launch {
             spec: crate::spec::SandboxSpec {
-                name: "demo".into(),
-                image: "busybox".into(),
-                cpus: 1,
-                memory_mib: 512,
-                disk_mib: None,
                 env: vec![("BIG".into(), value.clone())],
-                workdir: None,
-                user: None,
-                require_hardware: false,
-                network: crate::NetworkPolicy::default(),
+                ..crate::spec::SandboxSpec::new("demo".into())
             },
             image: String::new(),
             home: "/".into(),

@@ -1,5 +1,7 @@
 //! The description of a sandbox: what the user asked for, checked.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -39,9 +41,28 @@ pub struct SandboxSpec {
     pub require_hardware: bool,
     /// What the guest may reach.
     pub network: NetworkPolicy,
+    /// Servers that names are asked of, instead of the host's.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 impl SandboxSpec {
+    /// A spec with defaults for everything but the image.
+    pub(crate) fn new(name: String) -> Self {
+        Self {
+            name,
+            image: String::new(),
+            cpus: 1,
+            memory_mib: 512,
+            disk_mib: None,
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            require_hardware: false,
+            network: NetworkPolicy::default(),
+            resolvers: Vec::new(),
+        }
+    }
+
     /// Checks what the types can't.
     ///
     /// # Errors
@@ -72,6 +93,14 @@ impl SandboxSpec {
                     &"its name is empty or holds '=', or a NUL is in it",
                 ));
             }
+        }
+        if self.resolvers.len() > msb_net::gateway::MAX_RESOLVERS {
+            let reason = format!("at most {}", msb_net::gateway::MAX_RESOLVERS);
+            return Err(invalid(
+                "the number of resolvers",
+                &self.resolvers.len(),
+                &reason,
+            ));
         }
         if let Some(workdir) = &self.workdir
             && !workdir.starts_with('/')
@@ -114,16 +143,8 @@ mod tests {
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
-            name: "demo".into(),
             image: "busybox".into(),
-            cpus: 1,
-            memory_mib: 512,
-            disk_mib: None,
-            env: Vec::new(),
-            workdir: None,
-            user: None,
-            require_hardware: false,
-            network: NetworkPolicy::default(),
+            ..SandboxSpec::new("demo".into())
         }
     }
 

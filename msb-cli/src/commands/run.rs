@@ -86,6 +86,9 @@ fn builder(args: &RunArgs) -> Result<SandboxBuilder, Failure> {
             PullArg::Never => PullPolicy::Never,
         })
         .network(network::policy(&args.network)?);
+    for server in &args.network.dns {
+        builder = builder.resolver(*server);
+    }
     for entry in &args.env {
         builder = match entry.split_once('=') {
             Some((key, value)) => builder.env(key, value),

@@ -2,7 +2,7 @@
 //! can be seen of both. Everything stays on this host's loopback.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
@@ -106,6 +106,57 @@ fn the_host_is_not_reached_otherwise_and_that_is_seen() {
         assert_eq!(event["address"], "192.168.127.1", "{event}");
     }
     assert!(server.requests.try_recv().is_err(), "nothing came through");
+}
+
+/// A name server on loopback that knows one address for every name.
+fn name_server() -> String {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+    let address = socket.local_addr().expect("address").to_string();
+    // It lives as long as the test's process.
+    thread::spawn(move || {
+        let mut query = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut query).expect("receive");
+            // The question ends with a root label, a type and a class (RFC 1035, 4.1.2).
+            let labels = query[12..length].iter().position(|byte| *byte == 0);
+            let end = 12 + labels.expect("a name") + 5;
+            let is_a = query[end - 4..end - 2] == [0, 1];
+            let mut answer = query[..end].to_vec();
+            answer[2..4].copy_from_slice(&[0x81, 0x80]);
+            answer[6..12].copy_from_slice(&[0, u8::from(is_a), 0, 0, 0, 0]);
+            if is_a {
+                let record = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 8, 8, 1, 2];
+                answer.extend_from_slice(&record);
+            }
+            socket.send_to(&answer, from).expect("send");
+        }
+    });
+    address
+}
+
+#[test]
+fn names_are_resolved_as_the_policy_allows() {
+    let lab = Lab::shared();
+    let server = name_server();
+    let blocked = [
+        "--dns",
+        &server,
+        "--block-domain",
+        ".evil.example",
+        "--net-log",
+        "-",
+    ];
+    let found = run(&lab, &blocked, "busybox nslookup good.example");
+    assert!(found.stdout.contains("8.8.1.2"), "{found:?}");
+    assert!(
+        found.stderr.contains("net: query A good.example: "),
+        "{found:?}"
+    );
+    assert_eq!(found.code, Some(0), "{found:?}");
+    let refused = run(&lab, &blocked, "busybox nslookup sub.evil.example");
+    assert!(!refused.stdout.contains("8.8.1.2"), "{refused:?}");
+    assert!(refused.stderr.contains("evil.example"), "{refused:?}");
+    assert_ne!(refused.code, Some(0), "{refused:?}");
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub enum NetworkActivity {
     Allow(Decision),
     /// A flow was refused.
     Deny(Decision),
+    /// The guest asked for a name.
+    Query(Query),
     /// A flow that had been allowed is over.
     Closed {
         /// The flow's number.
@@ -82,6 +84,8 @@ pub struct Decision {
     pub address: IpAddr,
     /// Its port, where the protocol has such.
     pub port: Option<u16>,
+    /// The name that was resolved to the address, if one was.
+    pub name: Option<String>,
     /// The name that the guest's program claims to speak to, once that is known.
     pub claim: Option<String>,
     /// The rule that decided, counted from 1, if one did.
@@ -90,6 +94,27 @@ pub struct Decision {
     pub by: String,
     /// Why the flow was refused although the policy allows it.
     pub refusal: Option<String>,
+}
+
+/// What came of a query for a name.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct Query {
+    /// The name.
+    pub name: String,
+    /// The kind of record asked for, such as `A`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The code of the answer, in a word, if there was one.
+    pub code: Option<String>,
+    /// Who answered: `upstream`, `cache` or `gateway`.
+    pub from: Option<String>,
+    /// How many addresses are in the answer.
+    pub addresses: Option<u64>,
+    /// Why it was not answered.
+    pub refusal: Option<String>,
+    /// What decided, in words, if the policy was asked.
+    pub by: Option<String>,
 }
 
 /// A line of the journal.
@@ -136,6 +161,7 @@ impl fmt::Display for NetworkEvent {
         match &self.activity {
             NetworkActivity::Allow(decision) => write!(f, "allow {decision}"),
             NetworkActivity::Deny(decision) => write!(f, "deny {decision}"),
+            NetworkActivity::Query(query) => write!(f, "query {query}"),
             NetworkActivity::Closed {
                 flow,
                 ended,
@@ -163,7 +189,14 @@ impl fmt::Display for Decision {
             Some(port) => write!(f, "{}", SocketAddr::new(self.address, port))?,
             None => write!(f, "{}", self.address)?,
         }
-        if let Some(claim) = &self.claim {
+        if let Some(name) = &self.name {
+            write!(f, " ({name})")?;
+        }
+        if let Some(claim) = self
+            .claim
+            .as_ref()
+            .filter(|claim| Some(*claim) != self.name.as_ref())
+        {
             write!(f, " as {claim}")?;
         }
         if let Some(flow) = self.flow {
@@ -172,6 +205,26 @@ impl fmt::Display for Decision {
         match &self.refusal {
             Some(refusal) => write!(f, ": refused ({refusal}) although {}", self.by),
             None => write!(f, ": {}", self.by),
+        }
+    }
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: ", self.kind, self.name)?;
+        match (&self.refusal, &self.code) {
+            (Some(refusal), _) => f.write_str(refusal)?,
+            (None, Some(code)) => {
+                write!(f, "{code}, {} addresses", self.addresses.unwrap_or(0))?;
+                if let Some(from) = &self.from {
+                    write!(f, ", from {from}")?;
+                }
+            }
+            (None, None) => f.write_str("no answer")?,
+        }
+        match &self.by {
+            Some(by) => write!(f, " ({by})"),
+            None => Ok(()),
         }
     }
 }
@@ -284,7 +337,7 @@ mod tests {
 
     #[test]
     fn what_is_new_is_passed_on_as_it_is() {
-        let json = r#"{"time":1.5,"event":"query","name":"a.example"}"#.to_owned();
+        let json = r#"{"time":1.5,"event":"eclipse","name":"a.example"}"#.to_owned();
         let event = NetworkEvent::parse(json.clone()).expect("an event");
         assert_eq!(event.activity, NetworkActivity::Other);
         assert_eq!((event.json(), event.to_string()), (&*json, json.clone()));

@@ -4,6 +4,6 @@ mod event;
 mod policy;
 
 pub(crate) use event::Watcher;
-pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents};
+pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, Query};
 pub use policy::NetworkPolicy;
 pub(crate) use policy::read_document;

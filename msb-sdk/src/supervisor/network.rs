@@ -9,13 +9,13 @@ use bytes::BytesMut;
 use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec};
 use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
-use msb_net::shell::{Events, Link, Network, Options, host_addresses};
+use msb_net::shell::{Events, Link, Network, Options, host_addresses, host_resolvers};
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
 use tokio::sync::watch;
 
 use super::start::{Failure, random};
 use crate::control::{self, FromSupervisor};
-use crate::network::NetworkPolicy;
+use crate::spec::SandboxSpec;
 
 /// The name by which a guest may call the host, whether or not it may reach it.
 const HOST_NAME: &str = "host.msb.internal";
@@ -35,15 +35,19 @@ pub(super) struct Wiring {
 
 impl Wiring {
     /// Makes up a card address and everything else that must not be guessed.
-    pub(super) fn new(policy: &NetworkPolicy) -> Result<Self, Failure> {
+    pub(super) fn new(spec: &SandboxSpec) -> Result<Self, Failure> {
         let mut seed = [0; 8];
         seed.copy_from_slice(&random(8)?);
         let mut mac = [0; 6];
         mac.copy_from_slice(&random(6)?);
         // Administered locally, for one receiver.
         mac[0] = mac[0] & 0xfc | 0x02;
-        let mut config = Config::new(policy.policy().clone(), u64::from_ne_bytes(seed));
+        let mut config = Config::new(spec.network.policy().clone(), u64::from_ne_bytes(seed));
         config.guest_mac = Some(mac);
+        config.resolvers = match &spec.resolvers[..] {
+            [] => host_resolvers().map_err(net)?,
+            given => given.to_vec(),
+        };
         Ok(Self { config, mac })
     }
 
@@ -153,9 +157,8 @@ mod tests {
     /// What differs between copies costs each of them time.
     #[test]
     fn a_copy_differs_from_its_template_in_the_cards_address_only() {
-        let wiring = Wiring::new(&NetworkPolicy::allow_all())
-            .ok()
-            .expect("wiring");
+        let wiring = Wiring::new(&SandboxSpec::new("demo".into()));
+        let wiring = wiring.ok().expect("wiring");
         let mut spec = wiring.spec();
         assert_ne!(spec.mac, TEMPLATE_MAC);
         assert_eq!(spec.mac[0] & 3, 2);

@@ -57,7 +57,7 @@ pub(super) fn start(
     progress: &mut dyn FnMut(VmStep),
 ) -> Result<Running, Failure> {
     let (image, lease) = image(launch, home)?;
-    let wiring = Wiring::new(&launch.spec.network)?;
+    let wiring = Wiring::new(&launch.spec)?;
     let mut machine = machine(launch, dir, &image)?;
     machine.network = Some(wiring.card());
     let mut options = EngineOptions::default();
