@@ -84,8 +84,6 @@ pub(crate) struct RunArgs {
     /// Print nothing but the program's output and errors
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
-    #[command(flatten)]
-    pub(crate) network: NetworkArgs,
     /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…
     pub(crate) image: String,
     /// Program and arguments to run instead of the image's own
@@ -95,6 +93,8 @@ pub(crate) struct RunArgs {
         value_name = "CMD"
     )]
     pub(crate) command: Vec<std::ffi::OsString>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 }
 
 /// The network flags of `msb run`.
