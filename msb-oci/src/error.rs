@@ -238,7 +238,19 @@ impl Error {
             Error::WrongDigest { .. } | Error::WrongSize { .. } => {
                 "the content was damaged or changed on its way; try again, or do not trust its source".to_owned()
             }
-            Error::Layer { .. } | Error::Decompress { .. } => {
+            Error::Redirect { .. } => {
+                "the registry is set up badly or means harm; pull the image from another one".to_owned()
+            }
+            Error::Registry { .. } => {
+                "try again later; if it goes on, ask whoever runs the registry".to_owned()
+            }
+            Error::NoSuchPlatform { wanted, .. } => {
+                format!("choose an image that is built for {wanted}, or build this one for it")
+            }
+            Error::InvalidReference { .. } => {
+                "write NAME, NAME:TAG, NAME@sha256:… or HOST:PORT/NAME:TAG".to_owned()
+            }
+            Error::BadImage { .. } | Error::Layer { .. } | Error::Decompress { .. } => {
                 "the image is damaged or means harm; build it anew, or do not trust its source".to_owned()
             }
             Error::TooLarge { .. } => "raise the limit if the image is trusted".to_owned(),

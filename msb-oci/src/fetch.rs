@@ -17,21 +17,26 @@ pub(crate) struct Plan {
     pub(crate) config_digest: Digest,
     pub(crate) config: ImageConfig,
     pub(crate) layers: Vec<Layer>,
+    /// Manifest and configuration as they came: for the store, once it has all
+    /// layers.
+    pub(crate) documents: [(Digest, Vec<u8>); 2],
 }
 
 impl Plan {
-    /// Joins manifest and configuration.
+    /// Joins manifest and configuration, each with its digest.
     ///
     /// # Errors
     /// They don't fit each other, or the image is for another platform.
     pub(crate) fn new(
         name: &str,
-        manifest: Digest,
-        config_digest: Digest,
-        config: &[u8],
+        manifest: (Digest, Vec<u8>),
+        config: (Digest, Vec<u8>),
         layers: &[(Option<Digest>, u64)],
         options: &PullOptions,
     ) -> Result<Plan> {
+        let documents = [manifest, config];
+        let [(manifest, _), (config_digest, config)] = &documents;
+        let (manifest, config_digest) = (*manifest, *config_digest);
         let (config, diff_ids) = ImageConfig::parse(config)?;
         if config.platform() != options.platform {
             let offered = vec![config.platform().to_string()];
@@ -74,6 +79,7 @@ impl Plan {
             config_digest,
             config,
             layers,
+            documents,
         })
     }
 

@@ -83,22 +83,20 @@ impl Archive {
     /// Reads the documents of the one image that is wanted.
     pub(crate) fn plan(
         self,
-        layout: &Layout,
         reference: Option<&Reference>,
         options: &PullOptions,
     ) -> Result<(Plan, Opened, Reference)> {
         if let Some(json) = self.document("index.json", MAX_MANIFEST)? {
-            return self.plan_oci(layout, &json, reference, options);
+            return self.plan_oci(&json, reference, options);
         }
         match self.document("manifest.json", MAX_MANIFEST)? {
-            Some(json) => self.plan_docker(layout, &json, reference, options),
+            Some(json) => self.plan_docker(&json, reference, options),
             None => Err(self.no_archive("it has neither index.json nor manifest.json".to_owned())),
         }
     }
 
     fn plan_oci(
         self,
-        layout: &Layout,
         json: &[u8],
         wanted: Option<&Reference>,
         options: &PullOptions,
@@ -127,17 +125,13 @@ impl Archive {
         let (digest, content, manifest) =
             pull::resolve(&name, variant.descriptor.digest, content, options, get)?;
         let config = self.verified("the configuration", &manifest.config, MAX_CONFIG)?;
-        let config_digest = manifest.config.digest;
         let plan = Plan::new(
             &name,
-            digest,
-            config_digest,
-            &config,
+            (digest, content),
+            (manifest.config.digest, config),
             &described(&manifest.layers),
             options,
         )?;
-        layout.write_document(digest, &content)?;
-        layout.write_document(config_digest, &config)?;
         let names = manifest
             .layers
             .iter()
@@ -155,7 +149,6 @@ impl Archive {
 
     fn plan_docker(
         self,
-        layout: &Layout,
         json: &[u8],
         wanted: Option<&Reference>,
         options: &PullOptions,
@@ -200,17 +193,13 @@ impl Archive {
         // one, the same for the same configuration.
         let stand_in =
             format!("{{\"schemaVersion\":2,\"dockerArchiveConfig\":\"{config_digest}\"}}");
-        let digest = Digest::of(stand_in.as_bytes());
         let plan = Plan::new(
             &reference.to_string(),
-            digest,
-            config_digest,
-            &config,
+            (Digest::of(stand_in.as_bytes()), stand_in.into_bytes()),
+            (config_digest, config),
             &layers,
             options,
         )?;
-        layout.write_document(digest, stand_in.as_bytes())?;
-        layout.write_document(config_digest, &config)?;
         let names = image.layers.clone();
         Ok((
             plan,

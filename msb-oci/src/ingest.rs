@@ -33,6 +33,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_EXPANSION: u64 = 100;
 /// An image may come to so many bytes however well it is compressed.
 const MIN_EXPANDED: u64 = 4 << 30;
+/// Fewer bytes than these are no progress: a transfer that breaks off after
+/// each byte has no end.
+const MIN_PROGRESS: u64 = 4 << 10;
 /// How often progress is told.
 const PROGRESS: u64 = 1 << 20;
 
@@ -239,7 +242,11 @@ fn transfer(
                 Err(Attempt::Unwanted) => return Err(Stop::Unwanted),
                 Err(Attempt::Failed(failure)) => failure,
             };
-        attempt = if done > before { 2 } else { attempt + 1 };
+        attempt = if done - before >= MIN_PROGRESS {
+            2
+        } else {
+            attempt + 1
+        };
         if !failure.transient || attempt > MAX_ATTEMPTS {
             return Err(Stop::Failed(failure.error));
         }

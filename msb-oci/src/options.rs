@@ -94,7 +94,8 @@ impl Default for Limits {
 pub struct Timeouts {
     /// Until a connection (with TLS) stands.
     pub connect: Duration,
-    /// Between two arrivals of data.
+    /// Between two arrivals of data; also how long a transfer may bring less
+    /// than a kilobyte per second.
     pub idle: Duration,
 }
 

@@ -3,18 +3,13 @@
 use crate::fetch::{Plan, described};
 use crate::manifest::{self, Document, MAX_CONFIG, MAX_MANIFEST, Manifest};
 use crate::registry::Registry;
-use crate::store::Layout;
 use crate::{Digest, Error, PullOptions, Reference, Result};
 
 /// An index may list indexes, in theory.
 const MAX_NESTING: usize = 3;
 
 /// Resolves a reference and reads the image's documents.
-pub(crate) fn plan(
-    layout: &Layout,
-    reference: &Reference,
-    options: &PullOptions,
-) -> Result<(Plan, Registry)> {
+pub(crate) fn plan(reference: &Reference, options: &PullOptions) -> Result<(Plan, Registry)> {
     let registry = Registry::new(reference, options)?;
     let name = reference.to_string();
     let (digest, content) = registry.manifest()?;
@@ -23,17 +18,13 @@ pub(crate) fn plan(
     })?;
     let what = format!("the configuration of {name}");
     let config = registry.verified(&what, "blobs", &manifest.config, MAX_CONFIG)?;
-    let config_digest = manifest.config.digest;
     let plan = Plan::new(
         &name,
-        digest,
-        config_digest,
-        &config,
+        (digest, content),
+        (manifest.config.digest, config),
         &described(&manifest.layers),
         options,
     )?;
-    layout.write_document(digest, &content)?;
-    layout.write_document(config_digest, &config)?;
     Ok((plan, registry))
 }
 

@@ -10,11 +10,13 @@
 mod address;
 mod challenge;
 mod credentials;
+mod pace;
 mod token;
 mod transport;
 
 use std::io::Read;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use ureq::http::header::{AUTHORIZATION, LOCATION, RANGE, WWW_AUTHENTICATE};
 use ureq::http::{Response, StatusCode, Uri};
@@ -26,6 +28,7 @@ use crate::reference::{is_loopback_host, split_port};
 use crate::{Digest, Error, PullOptions, Reference, Result};
 
 use credentials::Login;
+use pace::{Paced, is_too_slow};
 use transport::{Refused, Transport};
 
 pub(crate) use challenge::parse as parse_challenge;
@@ -45,6 +48,8 @@ pub(crate) struct Registry {
     name: String,
     origin: Origin,
     transport: Transport,
+    /// How long a transfer may be slow.
+    patience: Duration,
     login: Option<Login>,
     /// The `Authorization` that the registry accepted last.
     authorization: Mutex<Option<String>>,
@@ -104,6 +109,7 @@ impl Registry {
             name,
             origin,
             transport,
+            patience: options.timeouts.idle,
             login,
             authorization: Mutex::new(None),
         })
@@ -173,7 +179,7 @@ impl Registry {
             .and_then(|value| value.to_str().ok())
             .and_then(|text| text.parse().ok());
         let mut content = Vec::new();
-        let body = response.body_mut().as_reader();
+        let body = Paced::new(response.body_mut().as_reader(), self.patience);
         body.take(limit + 1)
             .read_to_end(&mut content)
             .map_err(|error| self.interrupted(&error))?;
@@ -320,7 +326,7 @@ impl Registry {
     /// Turns a final status that is not success into an error.
     fn refusal(&self, response: Response<Body>) -> Failure {
         let status = response.status();
-        let message = message(response);
+        let message = message(response, self.patience);
         let registry = self.name.clone();
         let reference = self.reference.to_string();
         let error = match status {
@@ -358,15 +364,14 @@ impl Registry {
         }
     }
 
-    fn interrupted(&self, error: &std::io::Error) -> Failure {
+    fn interrupted(&self, cause: &std::io::Error) -> Failure {
         let error = Error::Registry {
             registry: self.name.clone(),
-            reason: format!("the transfer broke off: {error}"),
+            reason: format!("the transfer broke off: {cause}"),
         };
-        Failure {
-            error,
-            transient: true,
-        }
+        // Whoever is as slow as that once is so again.
+        let transient = !is_too_slow(cause);
+        Failure { error, transient }
     }
 
     /// Turns a request that got no answer into an error.
@@ -461,7 +466,7 @@ impl Source for Registry {
             }
             _ => return Err(self.refusal(response)),
         };
-        let mut body = response.into_body().into_reader();
+        let mut body = Paced::new(response.into_body().into_reader(), self.patience);
         let skipped = std::io::copy(&mut body.by_ref().take(skip), &mut std::io::sink());
         skipped.map_err(|error| self.interrupted(&error))?;
         Ok(Box::new(body))
@@ -503,7 +508,7 @@ pub(crate) fn check(what: &str, content: &[u8], wanted: &Descriptor) -> Result<(
 }
 
 /// What the registry says about a failure, fit for a terminal.
-fn message(mut response: Response<Body>) -> String {
+fn message(mut response: Response<Body>, patience: Duration) -> String {
     #[derive(serde::Deserialize)]
     struct Errors {
         errors: Vec<Item>,
@@ -514,9 +519,7 @@ fn message(mut response: Response<Body>) -> String {
         message: String,
     }
     let mut text = Vec::new();
-    let _ = response
-        .body_mut()
-        .as_reader()
+    let _ = Paced::new(response.body_mut().as_reader(), patience)
         .take(MAX_ERROR_BODY)
         .read_to_end(&mut text);
     let errors: Option<Errors> = serde_json::from_slice(&text).ok();

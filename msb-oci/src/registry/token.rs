@@ -10,6 +10,7 @@ use ureq::http::{StatusCode, Uri};
 
 use super::challenge::Challenge;
 use super::credentials::Login;
+use super::pace::Paced;
 use super::{Origin, Registry};
 use crate::Error;
 use crate::ingest::Failure;
@@ -89,7 +90,7 @@ fn bearer(registry: &Registry, realm: &str, service: Option<&str>) -> Result<Str
         _ => return Err(registry.refusal(response)),
     }
     let mut json = Vec::new();
-    let body = response.body_mut().as_reader();
+    let body = Paced::new(response.body_mut().as_reader(), registry.patience);
     body.take(MAX_TOKEN)
         .read_to_end(&mut json)
         .map_err(|error| registry.interrupted(&error))?;

@@ -43,6 +43,9 @@ pub(crate) fn assemble(
         .map(|(layer, index)| device(layer.diff_id, index))
         .collect();
 
+    for (digest, content) in &plan.documents {
+        layout.write_document(*digest, content)?;
+    }
     let directory = layout.temp_dir()?;
     let path = directory.path();
     let metadata_path = path.join(METADATA);

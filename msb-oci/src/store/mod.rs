@@ -97,7 +97,7 @@ impl Store {
             });
         }
         self.adding(|| {
-            let (plan, registry) = pull::plan(&self.layout, reference, options)?;
+            let (plan, registry) = pull::plan(reference, options)?;
             self.complete(&plan, &registry, reference, options, events)
         })
     }
@@ -117,7 +117,7 @@ impl Store {
     ) -> Result<Image> {
         self.adding(|| {
             let archive = import::Archive::open(&self.layout, path, options)?;
-            let (plan, source, reference) = archive.plan(&self.layout, reference, options)?;
+            let (plan, source, reference) = archive.plan(reference, options)?;
             self.complete(&plan, &source, &reference, options, events)
         })
     }

@@ -30,6 +30,8 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
     /// Announced instead of the body's length.
     pub(crate) length: Option<u64>,
+    /// The body comes byte by byte, with a pause before each.
+    pub(crate) trickles: bool,
 }
 
 impl Reply {
@@ -39,6 +41,7 @@ impl Reply {
             headers: Vec::new(),
             body: body.into(),
             length: None,
+            trickles: false,
         }
     }
 
@@ -48,6 +51,11 @@ impl Reply {
 
     pub(crate) fn redirect(to: &str) -> Reply {
         Reply::new(307, "").with(format!("Location: {to}"))
+    }
+
+    pub(crate) fn trickling(mut self) -> Reply {
+        self.trickles = true;
+        self
     }
 
     pub(crate) fn with(mut self, header: impl Into<String>) -> Reply {
@@ -114,6 +122,17 @@ fn serve(stream: &TcpStream, handler: &dyn Fn(&Request) -> Reply, log: &Mutex<Ve
     head.push_str("\r\n");
     let mut out = stream;
     // A client that hangs up early is part of the tests.
+    if reply.trickles {
+        let _ = out.write_all(head.as_bytes());
+        for byte in &reply.body {
+            // The pause is the misbehaviour, and far below any time limit.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            if out.write_all(&[*byte]).is_err() {
+                return;
+            }
+        }
+        return;
+    }
     let _ = out
         .write_all(head.as_bytes())
         .and_then(|()| out.write_all(&reply.body));

@@ -1,8 +1,9 @@
 //! Registries and images that mean harm: refused, with nothing left behind.
 
 use std::path::Path;
+use std::time::Duration;
 
-use msb_oci::{Credentials, Error, Limits, PullOptions, Store};
+use msb_oci::{Credentials, Error, Limits, PullOptions, Store, Timeouts};
 
 use crate::fake::{Fake, Reply};
 use crate::image::{TestImage, digest, gzip, tar};
@@ -27,13 +28,11 @@ fn refused(fake: &Fake, options: &PullOptions) -> Error {
     let store = Store::open(directory.path()).unwrap();
     let reference = format!("{}/app:1", fake.host()).parse().unwrap();
     let error = store.pull(&reference, options, &|_| {}).unwrap_err();
-    if !matches!(error, Error::Registry { .. } | Error::Unreachable { .. }) {
-        assert_eq!(
-            leftovers(directory.path()),
-            Vec::<String>::new(),
-            "after: {error}"
-        );
-    }
+    assert_eq!(
+        leftovers(directory.path()),
+        Vec::<String>::new(),
+        "after: {error}"
+    );
     assert!(store.list().unwrap().is_empty());
     error
 }
@@ -315,4 +314,45 @@ fn messages_are_fit_for_a_terminal() {
         Fake::start(|_| Reply::new(404, "{\"errors\":[{\"message\":\"a\\u001b[31mb\\n\"}]}"));
     let text = refused(&fake, &PullOptions::default()).to_string();
     assert!(text.ends_with("a[31mb"), "{text:?}");
+}
+
+/// A registry that sends a byte at a time never lets a single read wait.
+#[test]
+fn a_trickle_is_given_up() {
+    let fake = Fake::start(|_| Reply::ok(vec![b' '; 10_000]).trickling());
+    let timeouts = Timeouts {
+        idle: Duration::from_secs(1),
+        ..Timeouts::default()
+    };
+    let options = PullOptions {
+        timeouts,
+        ..PullOptions::default()
+    };
+    let text = refused(&fake, &options).to_string();
+    assert!(text.contains("less than 1024 bytes per second"), "{text}");
+    assert_eq!(fake.requests().len(), 1);
+}
+
+#[test]
+fn a_transfer_that_ends_after_each_byte_is_given_up() {
+    let image = TestImage::of(&[("a", &[1; 100])]);
+    let layer = image.layers[0].clone();
+    let fake = Fake::start(move |request| {
+        let mut reply = image.answer(request);
+        if request.path.contains(&layer) {
+            let start = request
+                .header("range")
+                .map_or(0, |range| range[6..range.len() - 1].parse().unwrap());
+            reply.length = Some((reply.body.len() - start) as u64);
+            reply.body = vec![reply.body[start]];
+            if start > 0 {
+                reply.status = 206;
+                reply = reply.with(format!("Content-Range: bytes {start}-200/201"));
+            }
+        }
+        reply
+    });
+    let error = refused(&fake, &PullOptions::default());
+    assert!(matches!(error, Error::Registry { .. }), "{error}");
+    assert_eq!(fake.count("blobs"), 6);
 }
