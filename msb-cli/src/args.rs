@@ -121,6 +121,12 @@ pub(crate) struct NetworkArgs {
     /// Ask this server for names instead of the host's; ADDRESS or ADDRESS:PORT
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
     pub(crate) dns: Vec<SocketAddr>,
+    /// Offer a port of the guest on this host: [BIND:]HOST:GUEST[/udp]
+    ///
+    /// Only this host reaches it, unless BIND is another address, such as 0.0.0.0. Ports may
+    /// be ranges (8000-8009:9000-9009); as HOST, 0 is any free port.
+    #[arg(short = 'p', long = "publish", value_name = "PORTS")]
+    pub(crate) publish: Vec<String>,
     /// Write what the network decides to FILE, or to standard error if FILE is "-"
     #[arg(long, value_name = "FILE")]
     pub(crate) net_log: Option<PathBuf>,

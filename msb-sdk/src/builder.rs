@@ -102,6 +102,19 @@ impl SandboxBuilder {
         self
     }
 
+    /// Offers a TCP port of the guest on a port of the host's loopback address; 0 is any
+    /// port that is free, which [`Sandbox::ports`] tells.
+    pub fn port(self, host: u16, guest: u16) -> Self {
+        self.publish(format!("{host}:{guest}"))
+    }
+
+    /// Offers ports of the guest on this host: `[BIND:]HOST:GUEST[/udp]`, where `BIND` is
+    /// an address and both ports may be ranges of the same length.
+    pub fn publish(mut self, ports: impl Into<String>) -> Self {
+        self.spec.ports.push(ports.into());
+        self
+    }
+
     /// When the registry is asked; [`PullPolicy::Missing`] when not set.
     pub fn pull(mut self, policy: PullPolicy) -> Self {
         self.pull = policy;

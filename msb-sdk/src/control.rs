@@ -6,6 +6,7 @@
 //! can't speak for its supervisor.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub(crate) struct Ready {
     pub(crate) agent: Duration,
     /// From the agent's first answer to a configured guest.
     pub(crate) configured: Duration,
+    /// Where the host listens for each port of the guest.
+    pub(crate) ports: Vec<(SocketAddr, u16)>,
 }
 
 /// The longest launch message, in bytes: more environment than a kernel takes, and a

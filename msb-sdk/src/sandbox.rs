@@ -1,6 +1,7 @@
 //! A running sandbox.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use msb_oci::Image;
@@ -92,6 +93,12 @@ impl Sandbox {
         ExecHandle::start(&self.link, options).await
     }
 
+    /// The ports that are published: where the host listens, and the guest's port behind it.
+    #[must_use]
+    pub fn ports(&self) -> &[(SocketAddr, u16)] {
+        &self.report.ports
+    }
+
     /// What the network decides and does, since the sandbox's start. As much as a few
     /// thousand events wait until this is called; if there were more, an event says how many
     /// are missing.
@@ -165,6 +172,8 @@ pub struct StartReport {
     pub agent: Duration,
     /// From there to a guest that is configured.
     pub configured: Duration,
+    /// The ports that are published: see [`Sandbox::ports`].
+    pub ports: Vec<(SocketAddr, u16)>,
 }
 
 impl From<Ready> for StartReport {
@@ -180,6 +189,7 @@ impl From<Ready> for StartReport {
             vmm_pid: ready.vmm_pid,
             agent: ready.agent,
             configured: ready.configured,
+            ports: ready.ports,
         }
     }
 }

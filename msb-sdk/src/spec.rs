@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use msb_net::publish::Publish;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -15,6 +16,10 @@ const MAX_DISK_MIB: u32 = 16 * 1024 * 1024;
 
 /// The smallest disk: ext4's own tables and some room.
 const MIN_DISK_MIB: u32 = 16;
+
+/// The most ports that can be published, ranges counting as one: each takes descriptors of
+/// the supervisor.
+const MAX_PORTS: usize = 256;
 
 /// One sandbox, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +48,8 @@ pub struct SandboxSpec {
     pub network: NetworkPolicy,
     /// Servers that names are asked of, instead of the host's.
     pub resolvers: Vec<SocketAddr>,
+    /// Ports of the guest that the host offers, as `[BIND:]HOST:GUEST[/udp]`.
+    pub ports: Vec<String>,
 }
 
 impl SandboxSpec {
@@ -60,6 +67,7 @@ impl SandboxSpec {
             require_hardware: false,
             network: NetworkPolicy::default(),
             resolvers: Vec::new(),
+            ports: Vec::new(),
         }
     }
 
@@ -101,6 +109,13 @@ impl SandboxSpec {
                 &self.resolvers.len(),
                 &reason,
             ));
+        }
+        if self.ports.len() > MAX_PORTS {
+            let reason = format!("at most {MAX_PORTS}; a range counts as one");
+            return Err(invalid("the number of ports", &self.ports.len(), &reason));
+        }
+        for port in &self.ports {
+            port.parse::<Publish>()?;
         }
         if let Some(workdir) = &self.workdir
             && !workdir.starts_with('/')

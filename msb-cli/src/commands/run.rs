@@ -58,6 +58,11 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
     };
     display.finish();
     let sandbox = sandbox?;
+    if !args.quiet {
+        for (host, guest) in sandbox.ports() {
+            eprintln!("port {guest} of the guest is at {host}");
+        }
+    }
 
     let log = log.map(|log| tokio::spawn(log.follow(sandbox.network_events())));
     let interactive = piped || args.interactive;
@@ -88,6 +93,9 @@ fn builder(args: &RunArgs) -> Result<SandboxBuilder, Failure> {
         .network(network::policy(&args.network)?);
     for server in &args.network.dns {
         builder = builder.resolver(*server);
+    }
+    for ports in &args.network.publish {
+        builder = builder.publish(ports);
     }
     for entry in &args.env {
         builder = match entry.split_once('=') {

@@ -1,8 +1,9 @@
 //! The network of a sandbox: what its policy lets through, what it does not, and what
 //! can be seen of both. Everything stays on this host's loopback.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
@@ -210,6 +211,71 @@ fn mistakes_in_policies_are_shown_with_their_place() {
         for part in parts {
             assert!(refused.stderr.contains(part), "{part:?} in {refused:?}");
         }
+    }
+}
+
+/// Starts a guest that serves, and returns where its port is.
+fn serve(lab: &Lab, ports: &str, script: &str) -> (Child, SocketAddr) {
+    let mut command = lab.msb(["run", "-p", ports, BUSYBOX, "--", "sh", "-c", script]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.expect("spawn");
+    let mut words = BufReader::new(child.stderr.take().expect("stderr")).lines();
+    let place = words.find_map(|line| {
+        let line = line.expect("a line");
+        let place = line.strip_prefix("port 80 of the guest is at ")?;
+        Some(place.parse().expect("an address"))
+    });
+    (child, place.expect("it is said where the port is"))
+}
+
+/// Tells whether what listens there sends back what it is sent.
+fn echoes(place: SocketAddr) -> bool {
+    let Ok(mut client) = TcpStream::connect(place) else {
+        return false;
+    };
+    let mut echo = [0; 4];
+    client.write_all(b"ping").is_ok() && client.read_exact(&mut echo).is_ok() && echo == *b"ping"
+}
+
+#[test]
+fn a_published_port_reaches_the_guest() {
+    let lab = Lab::shared();
+    let (mut child, place) = serve(&lab, "0:80", "while :; do busybox nc -l -p 80 -e cat; done");
+    assert!(place.ip().is_loopback(), "{place}");
+    until("the guest serves", || echoes(place));
+    // Who takes the port again is told so, and by whom it is not.
+    let again = format!("{}:80", place.port());
+    let taken = finish(
+        &mut lab.msb(["run", "-q", "-p", &again, BUSYBOX, "--", "true"]),
+        b"",
+    );
+    assert_eq!(taken.code, Some(125), "{taken:?}");
+    assert!(
+        taken.stderr.contains(&place.port().to_string()),
+        "{taken:?}"
+    );
+    child.kill().expect("kill");
+    let _ = wait(child);
+    until("the port is free again", || {
+        TcpListener::bind(place).is_ok()
+    });
+}
+
+#[test]
+fn ports_that_make_no_sense_are_named() {
+    let lab = Lab::shared();
+    for (ports, part) in [
+        ("80", "80"),
+        ("1:2/sctp", "sctp"),
+        ("1-2:3", "1-2:3"),
+        ("1:0", "1:0"),
+    ] {
+        let refused = finish(&mut lab.msb(["run", "-q", "-p", ports, BUSYBOX]), b"");
+        assert_eq!(refused.code, Some(125), "{refused:?}");
+        assert!(refused.stderr.contains(part), "{refused:?}");
     }
 }
 

@@ -4,11 +4,13 @@
 //! in all of them is set before a template is saved.
 
 use std::io::Write;
+use std::net::SocketAddr;
 
 use bytes::BytesMut;
 use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec};
 use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
+use msb_net::publish::Publish;
 use msb_net::shell::{Events, Link, Network, Options, host_addresses, host_resolvers};
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
 use tokio::sync::watch;
@@ -110,6 +112,17 @@ pub(super) struct Wire {
 }
 
 impl Wire {
+    /// Offers the guest's ports on the host; says where it listens for each.
+    pub(super) fn publish(&self, ports: &[String]) -> Result<Vec<(SocketAddr, u16)>, Failure> {
+        let mut all = Vec::new();
+        for port in ports {
+            let publish: Publish = port.parse().map_err(net)?;
+            let publication = self.network.publish(&publish).map_err(net)?;
+            all.extend_from_slice(publication.ports());
+        }
+        Ok(all)
+    }
+
     /// Waits for the next event as a message to the creator, who must have asked for them.
     /// Nothing is lost when this is given up.
     pub(super) async fn message(&mut self, wanted: &mut watch::Receiver<bool>) -> BytesMut {

@@ -88,12 +88,14 @@ pub(super) fn start(
         .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
 
+    let ports = wire.publish(&launch.spec.ports)?;
     let ready = Ready {
         engine: vm.engine().to_string(),
         hardware: vm.isolation() == Isolation::Hardware,
         vmm_pid: vm.pid(),
         agent: agent_time,
         configured: begin.elapsed() - agent_time,
+        ports,
     };
     Ok(Running {
         vm,
