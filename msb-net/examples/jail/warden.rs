@@ -72,15 +72,21 @@ async fn supervise(
     }
     let policy = network.policy().clone();
     let journal = journal.clone();
-    let writer = std::thread::spawn(move || {
-        while let Some(entry) = events.blocking_recv() {
-            journal.write(|| entry.to_json(&policy));
-        }
+    // Events that nobody listens to cost nothing.
+    let wanted = args.events.is_some();
+    let writer = wanted.then(|| {
+        std::thread::spawn(move || {
+            while let Some(entry) = events.blocking_recv() {
+                journal.write(|| entry.to_json(&policy));
+            }
+        })
     });
     line.send("go", None)?;
     let status = wait(&mut child, pid).await?;
     network.stop();
-    let _ = writer.join();
+    if let Some(writer) = writer {
+        let _ = writer.join();
+    }
     Ok(status)
 }
 

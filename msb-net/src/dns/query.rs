@@ -145,7 +145,8 @@ impl<'a> Query<'a> {
     /// Writes what the answer depends on: name in lower case, type, flags.
     pub(crate) fn key(&self, key: &mut Vec<u8>) {
         key.clear();
-        key.extend(self.name().iter().map(u8::to_ascii_lowercase));
+        key.extend_from_slice(self.name());
+        key.make_ascii_lowercase();
         key.extend(self.kind.0.to_be_bytes());
         key.push(self.key_flags());
     }
