@@ -50,6 +50,9 @@ const HARDWARE: Goals = Goals {
     ..EMULATED
 };
 
+/// Goal for the cost of confining a VMM, in milliseconds.
+const CONFINEMENT: f64 = 5.0;
+
 /// Goal for a cold boot, in millions of guest instructions.
 const INSTRUCTIONS: f64 = 50.0;
 
@@ -65,7 +68,8 @@ fn main() -> Result<()> {
         bench.engine.kvm()
     );
 
-    let mut rows = bench.machines(conditions.rounds(3, 30))?;
+    let mut rows = confinement(conditions.rounds(10, 200))?;
+    rows.extend(bench.machines(conditions.rounds(3, 30))?);
     rows.extend(bench.sandboxes(conditions.rounds(3, 30), conditions.rounds(10, 300))?);
     rows.push(bench.runs(&conditions.msb()?, conditions.rounds(3, 30))?);
     rows.push(bench.instructions(conditions.rounds(1, 5))?);
@@ -75,6 +79,26 @@ fn main() -> Result<()> {
     described["engine"] = bench.engine.kind().to_string().into();
     described["isolation"] = bench.engine.isolation().to_string().into();
     report::write(&conditions.kept("boot.json"), &described, &rows)
+}
+
+/// What confining a VMM costs: a process that does nothing, with and without.
+fn confinement(rounds: usize) -> Result<Vec<Row>> {
+    let mut plain = Row::new("a process: start and end", Unit::Ms);
+    let mut confined = Row::new("  the same, confined as a VMM is", Unit::Ms);
+    let mut cost = Row::new("  cost of confinement", Unit::Ms).at_most(CONFINEMENT);
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        let mut command = Command::new("/bin/true");
+        ensure!(command.env_clear().status()?.success(), "/bin/true failed");
+        let alone = begin.elapsed();
+        plain.push_time(alone);
+        let begin = Instant::now();
+        msb_vmm::examine_confinement()?;
+        let all = begin.elapsed();
+        confined.push_time(all);
+        cost.push_time(all.saturating_sub(alone));
+    }
+    Ok(vec![plain, confined, cost])
 }
 
 /// What all measurements need.

@@ -37,6 +37,7 @@ pub struct Finding {
 pub fn examine(home: &Home) -> Vec<Finding> {
     let mut findings = vec![state_folder(home), guest(home)];
     findings.extend(engine());
+    findings.extend(confinement());
     findings.push(disks());
     findings
 }
@@ -78,6 +79,42 @@ fn engine() -> [Finding; 2] {
         Err(error) => missing("engine", error.to_string(), error.hint().map(Into::into)),
     };
     [hardware, engine]
+}
+
+/// What keeps a VMM in its place. A host may lack any of it; the others still hold.
+fn confinement() -> Vec<Finding> {
+    let found = match msb_vmm::examine_confinement() {
+        Ok(found) => found,
+        Err(error) => return vec![missing("confinement", error.to_string(), None)],
+    };
+    let namespaces = match found.namespaces {
+        Ok(()) => good("namespaces", "a VMM sees no process, network or mount of the host".into()),
+        Err(why) => limited(
+            "namespaces",
+            format!("a VMM shares the host's: {why}"),
+            Some("allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns".into()),
+        ),
+    };
+    let landlock = match found.landlock {
+        Ok(version) => good(
+            "landlock",
+            format!("version {version}: a VMM opens its own files only"),
+        ),
+        Err(why) => limited(
+            "landlock",
+            format!("a VMM can open the files of its user: {why}"),
+            Some("use a kernel of version 5.13 or later, with lsm=landlock".into()),
+        ),
+    };
+    let calls = match found.system_calls {
+        Ok(()) => good("seccomp", "a VMM makes the system calls of a list".into()),
+        Err(why) => limited(
+            "seccomp",
+            format!("a VMM can make any system call: {why}"),
+            None,
+        ),
+    };
+    vec![namespaces, landlock, calls]
 }
 
 /// Disks are formatted by mke2fs; without one, changes stay in guest memory.

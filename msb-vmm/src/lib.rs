@@ -13,6 +13,7 @@ mod vm;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use confine::{Confinement, Lacking, examine as examine_confinement};
 pub use engine::{Engine, EngineKind, EngineOptions, Isolation};
 pub use error::{ControlError, Error};
 pub use machine::{

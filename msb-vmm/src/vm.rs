@@ -5,10 +5,11 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
+use crate::confine::{Confined, Confinement};
 use crate::engine::{EngineKind, Isolation};
 use crate::error::Error;
 use crate::machine::PortName;
@@ -55,8 +56,10 @@ impl fmt::Display for Exit {
 /// The process of a VMM. Killed and reaped when dropped.
 #[derive(Debug)]
 pub(crate) struct VmmProcess {
-    child: Child,
+    pid: Pid,
     pidfd: OwnedFd,
+    ended: Option<ExitStatus>,
+    confinement: Confinement,
     stderr: PipeReader,
     said: Vec<u8>,
 }
@@ -64,18 +67,20 @@ pub(crate) struct VmmProcess {
 impl VmmProcess {
     /// Takes over a child whose standard error is the other end of `stderr`, a pipe
     /// that does not block.
-    pub(crate) fn new(mut child: Child, stderr: PipeReader) -> Result<Self, Error> {
-        let pid = Pid::from_child(&child);
+    pub(crate) fn new(child: Confined, stderr: PipeReader) -> Result<Self, Error> {
+        let Confined { pid, confinement } = child;
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(VmmProcess {
-                child,
+                pid,
                 pidfd,
+                ended: None,
+                confinement,
                 stderr,
                 said: Vec::new(),
             }),
             Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
+                let _ = kill_process(pid, Signal::KILL);
+                let _ = waitpid(Some(pid), WaitOptions::empty());
                 Err(Error::Os {
                     action: "watch the VMM's process",
                     source: error.into(),
@@ -97,12 +102,33 @@ impl VmmProcess {
     }
 
     pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
+        let ended = self.reap(WaitOptions::empty())?;
+        ended.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Returns how the process ended, once it has.
+    fn reap(&mut self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
+        while self.ended.is_none() {
+            match waitpid(Some(self.pid), options) {
+                Ok(Some((_, status))) => self.ended = Some(ExitStatus::from_raw(status.as_raw())),
+                Ok(None) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(self.ended)
+    }
+
+    fn kill(&self) -> rustix::io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            other => other,
+        }
     }
 
     /// Kills the VMM and describes its end, for a VMM that did not get going.
     pub(crate) fn exited_early(&mut self, program: &'static str) -> Error {
-        match self.child.wait() {
+        match self.wait() {
             Ok(status) => Error::ExitedEarly {
                 program,
                 status: status.to_string(),
@@ -119,8 +145,8 @@ impl VmmProcess {
 impl Drop for VmmProcess {
     fn drop(&mut self) {
         // Both fail only for a child that has been waited for, which is fine.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.kill();
+        let _ = self.wait();
     }
 }
 
@@ -194,13 +220,10 @@ impl Vm {
         if self.exit.is_some() {
             return Ok(());
         }
-        match rustix::process::pidfd_send_signal(&self.process.pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(Error::Os {
-                action: "kill the VMM",
-                source: error.into(),
-            }),
-        }
+        self.process.kill().map_err(|error| Error::Os {
+            action: "kill the VMM",
+            source: error.into(),
+        })
     }
 
     /// Waits until the machine ends and says how. Later calls return the same.
@@ -236,7 +259,7 @@ impl Vm {
     ///
     /// Those of [`Vm::wait`].
     pub fn try_wait(&mut self) -> Result<Option<Exit>, Error> {
-        let waited = self.process.child.try_wait();
+        let waited = self.process.reap(WaitOptions::NOHANG);
         match waited.map_err(|source| Error::Os {
             action: "wait for the VMM",
             source,
@@ -248,7 +271,12 @@ impl Vm {
 
     /// Returns the process id of the VMM.
     pub fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.process.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Returns what keeps the VMM in its place.
+    pub fn confinement(&self) -> &Confinement {
+        &self.process.confinement
     }
 
     /// Returns the kind of engine that runs the machine.

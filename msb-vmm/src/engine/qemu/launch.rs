@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::args::{self, Descriptors};
+use super::grants;
 use super::qmp::Connection;
 use super::{Origin, PROGRAM, Platform, Qemu};
 use crate::confine;
-use crate::engine::{EngineKind, Isolation, launcher};
+use crate::engine::{EngineKind, Isolation};
 use crate::error::{ControlError, Error};
 use crate::machine::Machine;
 use crate::vm::{Sockets, Vm, VmmProcess};
@@ -77,8 +78,9 @@ pub(super) fn launch(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(stderr_theirs);
-    confine::apply(&mut command, inherit);
-    let child = launcher::spawn(command).map_err(os("start qemu-system-x86_64"))?;
+    let grants = grants::of(qemu, machine, origin);
+    let child =
+        confine::spawn(command, inherit, &grants).map_err(os("start qemu-system-x86_64"))?;
     let process = VmmProcess::new(child, stderr.into())?;
     let qmp = Connection::new(control, Instant::now() + PATIENCE)
         .map_err(os("set up the control socket"))?;

@@ -24,6 +24,7 @@ use crate::vm::Vm;
 
 mod args;
 mod detach;
+mod grants;
 mod launch;
 pub(crate) mod qmp;
 

@@ -1,0 +1,210 @@
+//! What keeps a VMM in its place, whichever engine it is.
+//!
+//! A VMM that its guest has taken over should find nothing to take over next. Before it
+//! becomes the engine, the child process gets
+//!
+//! - an empty environment, no descriptor but those of its devices, no core dumps, a
+//!   process group of its own, and the wish to die with the process that started it;
+//! - `no_new_privs`, no capabilities, limits on descriptors and on the size of files;
+//! - namespaces of its own, where the host lets it: users, processes, mounts, IPC, host
+//!   name, control groups, and a network with nothing in it;
+//! - Landlock: the files of its [`Grants`], no TCP ports, no signals and no abstract
+//!   sockets to the outside ([`files`]);
+//! - a list of the system calls it may make ([`calls`]).
+//!
+//! Nothing of this needs root. What a host lacks is left out and told: [`Confinement`]
+//! says what holds.
+
+mod calls;
+mod files;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::engine::launcher;
+use crate::sys::{self, ChildSetup, REPORT_LEN, Report};
+
+/// Descriptors a VMM may have: devices, disks with an image's layers, event counters.
+const MAX_DESCRIPTORS: u64 = 1024;
+
+/// What a VMM may touch besides the descriptors it is given.
+#[derive(Debug, Default)]
+pub(crate) struct Grants {
+    /// Programs it is or is loaded by.
+    pub(crate) execute: Vec<PathBuf>,
+    /// Files, or folders with all that is in them, that it reads.
+    pub(crate) read: Vec<PathBuf>,
+    /// Files and devices that it reads and writes.
+    pub(crate) write: Vec<PathBuf>,
+    /// The longest file it may write, in bytes.
+    pub(crate) largest_file: u64,
+}
+
+/// What holds for a VMM beyond what holds on every host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confinement {
+    /// Namespaces of its own, or why not.
+    pub namespaces: Result<(), Lacking>,
+    /// Files, ports and signals restricted by Landlock, with the version of its interface,
+    /// or why not.
+    pub landlock: Result<u32, Lacking>,
+    /// System calls restricted to a list, or why not.
+    pub system_calls: Result<(), Lacking>,
+}
+
+/// Why a measure is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lacking(Errno);
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Errno::NOSYS => f.write_str("this kernel does not have it"),
+            Errno::OPNOTSUPP => f.write_str("it is switched off on this host"),
+            Errno::PERM | Errno::ACCESS => f.write_str("this host does not allow it"),
+            Errno::NOSPC | Errno::USERS => f.write_str("this host allows no more of them"),
+            errno => write!(f, "{}", io::Error::from(errno)),
+        }
+    }
+}
+
+/// A confined process that was started.
+#[derive(Debug)]
+pub(crate) struct Confined {
+    pub(crate) pid: Pid,
+    pub(crate) confinement: Confinement,
+}
+
+/// Starts `command` as a VMM that keeps exactly the descriptors `inherit`, besides its
+/// standard ones.
+///
+/// # Errors
+///
+/// The process cannot be made, or the program cannot be executed.
+pub(crate) fn spawn(
+    mut command: Command,
+    inherit: Vec<RawFd>,
+    grants: &Grants,
+) -> io::Result<Confined> {
+    command.env_clear();
+    let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (alive_theirs, alive) = pipe_with(PipeFlags::CLOEXEC)?;
+    let ruleset = files::ruleset(grants);
+    let setup = ChildSetup {
+        inherit,
+        report: report_theirs.as_raw_fd(),
+        alive: alive_theirs.as_raw_fd(),
+        parents_alive: alive.as_raw_fd(),
+        ruleset: ruleset.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+        filters: calls::filters(),
+        descriptors: MAX_DESCRIPTORS,
+        largest_file: grants.largest_file,
+        ids: sys::id_maps(),
+    };
+    sys::before_exec(&mut command, setup);
+    let spawned = launcher::spawn(command);
+    drop(report_theirs);
+    let report = read_report(report);
+    match (spawned, report) {
+        (Ok(mut child), Some(report)) => {
+            // What was forked is the VMM, or has made it and ended.
+            if Pid::from_child(&child) != report.pid {
+                let _ = child.wait();
+            }
+            let landlock = match ruleset {
+                Ok(_) => check(report.landlock).map(|()| files::version()),
+                Err(errno) => Err(Lacking(errno)),
+            };
+            Ok(Confined {
+                pid: report.pid,
+                confinement: Confinement {
+                    namespaces: check(report.namespaces),
+                    landlock,
+                    system_calls: check(report.filter),
+                },
+            })
+        }
+        (Err(error), report) => {
+            // It has failed to become the program and ends by itself.
+            if let Some(report) = report {
+                let _ = waitpid(Some(report.pid), WaitOptions::empty());
+            }
+            Err(error)
+        }
+        (Ok(mut child), None) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(io::Error::other("the VMM's process did not report"))
+        }
+    }
+}
+
+fn read_report(report: OwnedFd) -> Option<Report> {
+    let mut bytes = [0; REPORT_LEN];
+    File::from(report).read_exact(&mut bytes).ok()?;
+    Report::decode(&bytes)
+}
+
+fn check(errno: i32) -> Result<(), Lacking> {
+    match errno {
+        0 => Ok(()),
+        errno => Err(Lacking(Errno::from_raw_os_error(errno))),
+    }
+}
+
+/// Finds out what holds on this host, by confining a process that does nothing.
+///
+/// # Errors
+///
+/// Not even that process can be made.
+pub fn examine() -> io::Result<Confinement> {
+    let program = ["/bin/true", "/usr/bin/true"]
+        .map(Path::new)
+        .into_iter()
+        .find(|path| path.exists())
+        .ok_or(io::ErrorKind::NotFound)?;
+    let mut grants = Grants::default();
+    grants.program(program);
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(Stdio::null());
+    let confined = spawn(command, Vec::new(), &grants)?;
+    waitpid(Some(confined.pid), WaitOptions::empty())?;
+    Ok(confined.confinement)
+}
+
+impl Grants {
+    /// Grants what a program of the system needs to be loaded: itself, the loader and the
+    /// folders of libraries.
+    pub(crate) fn program(&mut self, program: &Path) {
+        const LOADERS: [&str; 2] = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"];
+        const LIBRARIES: [&str; 6] = [
+            "/lib",
+            "/lib64",
+            "/usr/lib",
+            "/usr/lib64",
+            "/etc/ld.so.cache",
+            "/etc/ld.so.preload",
+        ];
+        self.execute.push(program.to_owned());
+        self.execute.extend(LOADERS.map(PathBuf::from));
+        self.read.extend(LIBRARIES.map(PathBuf::from));
+        // A program that was installed elsewhere has its libraries beside it.
+        if let Some(prefix) = program.parent().and_then(Path::parent) {
+            self.read
+                .extend(["lib", "lib64"].map(|name| prefix.join(name)));
+        }
+        self.write.push("/dev/null".into());
+    }
+}
+
+#[cfg(test)]
+mod tests;
