@@ -78,7 +78,9 @@ fn answer(gateway: &mut Gateway, now: Duration, action: &Action) {
             gateway.write(*flow, |room| room.len().min(3000));
         }
         Action::Shutdown(flow) => gateway.finish(*flow),
-        Action::Send { flow, to, payload } => {
+        Action::Send {
+            flow, to, payload, ..
+        } => {
             let mut payload = payload.clone();
             if to.port() == dns::PORT
                 && let Some(flags) = payload.get_mut(2)
@@ -88,6 +90,12 @@ fn answer(gateway: &mut Gateway, now: Duration, action: &Action) {
             }
             gateway.datagram(now, *flow, &payload);
         }
+        Action::Echo {
+            flow,
+            sequence,
+            payload,
+            ..
+        } => gateway.echo_reply(now, *flow, *sequence, payload),
         Action::Close { .. } | Action::Forget(_) => {}
     }
 }

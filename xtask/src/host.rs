@@ -51,6 +51,7 @@ const TEST: Packages = Packages {
         "iproute2",
         "iputils-ping",
         "libcap2-bin",
+        "traceroute",
         "zstd",
     ],
 };

@@ -83,7 +83,8 @@ pub enum Refusal {
     /// It goes to a loopback or unspecified address, or one around such: no host
     /// sends that out, and dialled it would be the host of the gateway.
     Loopback,
-    /// It is an echo request to somebody other than the gateway.
+    /// It is an echo request, and the host lets this process send none (on Linux,
+    /// `net.ipv4.ping_group_range` does not hold any of its groups).
     Echo,
 }
 
@@ -129,6 +130,10 @@ pub enum DropReason {
     Overload,
     /// It came from a server that was asked, and answers something else.
     StrayAnswer,
+    /// There are more of the kind than may be in a second.
+    RateLimit,
+    /// It is a reply that does not say what the request said.
+    ForeignReply,
 }
 
 /// The words that stand for the endings, reasons and refusals in logs.
@@ -146,7 +151,7 @@ macro_rules! words {
 
 words!(Refusal {
     Loopback => "loopback",
-    Echo => "echo",
+    Echo => "ping-not-permitted",
 });
 
 words!(Ended {
@@ -168,6 +173,8 @@ words!(DropReason {
     TooManyFlows => "too-many-flows",
     TooBig => "too-big",
     Overload => "overload",
+    RateLimit => "rate-limit",
+    ForeignReply => "foreign-reply",
     StrayAnswer => "stray-answer",
 });
 

@@ -1,21 +1,20 @@
-//! The link itself: address resolution and echo.
+//! The link itself: address resolution.
 //!
 //! The gateway is the only neighbour. It answers for its own addresses and for
 //! nothing else (RFC 826; RFC 4861, 7.2.4).
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv4Packet, Icmpv4Repr,
-    Icmpv6Message, Icmpv6Packet, Icmpv6Repr, NdiscNeighborFlags, NdiscRepr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv6Message,
+    Icmpv6Packet, Icmpv6Repr, NdiscNeighborFlags, NdiscRepr,
 };
 
+use super::Gateway;
 use super::event::DropReason;
 use super::outbox::HOP_LIMIT;
 use super::packet::Packet;
-use super::{Gateway, policy};
 
 impl Gateway {
     pub(super) fn handle_arp(&mut self, payload: &[u8]) {
@@ -93,73 +92,5 @@ impl Gateway {
         self.outbox
             .icmpv6(target_addr.into(), source.into(), &reply);
         true
-    }
-
-    /// Answers an echo request to the gateway and refuses any other message.
-    ///
-    /// Requests to others are not passed on, allowed or not.
-    pub(super) fn handle_echo(&mut self, now: Duration, packet: &Packet<'_>) {
-        let (from, to) = (packet.destination, packet.source);
-        let checks = ChecksumCapabilities::default();
-        match (from, to) {
-            (IpAddr::V4(_), _) => {
-                let message = Icmpv4Packet::new_checked(packet.payload);
-                let parsed = message
-                    .as_ref()
-                    .ok()
-                    .and_then(|message| Icmpv4Repr::parse(message, &checks).ok());
-                let Some(Icmpv4Repr::EchoRequest {
-                    ident,
-                    seq_no,
-                    data,
-                }) = parsed
-                else {
-                    return self.events.dropped(DropReason::UnknownProtocol);
-                };
-                if self.may_echo(now, packet) {
-                    let reply = Icmpv4Repr::EchoReply {
-                        ident,
-                        seq_no,
-                        data,
-                    };
-                    self.outbox.icmpv4(from, to, &reply);
-                }
-            }
-            (IpAddr::V6(destination), IpAddr::V6(source)) => {
-                let message = Icmpv6Packet::new_checked(packet.payload);
-                let parsed = message.as_ref().ok().and_then(|message| {
-                    Icmpv6Repr::parse(&source, &destination, message, &checks).ok()
-                });
-                let Some(Icmpv6Repr::EchoRequest {
-                    ident,
-                    seq_no,
-                    data,
-                }) = parsed
-                else {
-                    return self.events.dropped(DropReason::UnknownProtocol);
-                };
-                if self.may_echo(now, packet) {
-                    let reply = Icmpv6Repr::EchoReply {
-                        ident,
-                        seq_no,
-                        data,
-                    };
-                    self.outbox.icmpv6(from, to, &reply);
-                }
-            }
-            _ => self.events.dropped(DropReason::Malformed),
-        }
-    }
-
-    /// Tells whether an echo request is ours to answer; refuses it otherwise.
-    fn may_echo(&mut self, now: Duration, packet: &Packet<'_>) -> bool {
-        if self.is_gateway(packet.destination) {
-            return true;
-        }
-        let facts = self.facts(policy::Transport::Icmp, packet.destination);
-        let id = self.new_flow();
-        self.judge(now, id, facts);
-        self.outbox.prohibited(packet);
-        false
     }
 }

@@ -31,13 +31,16 @@
 //! flows. Frames are made only when asked for, so a slow guest holds up nothing
 //! but itself, and a slow upstream closes only its own flow's window.
 
+mod bucket;
 mod dns;
+mod echo;
 mod event;
 mod inbound;
 mod inspect;
 mod link;
 mod outbox;
 mod packet;
+mod path;
 #[cfg(test)]
 mod sim;
 mod stack;
@@ -54,11 +57,13 @@ use std::time::Duration;
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol};
 
 use self::dns::Resolver;
+use self::echo::EchoTable;
 use self::event::Events;
 pub use self::event::{DropReason, Ended, Event, Refusal};
 pub use self::inbound::PublishedId;
 use self::outbox::Outbox;
 use self::packet::Packet;
+pub use self::path::PathError;
 use self::tcp::TcpTable;
 use self::timers::Timers;
 use self::udp::UdpTable;
@@ -214,10 +219,26 @@ pub enum Action {
         flow: FlowId,
         /// To here.
         to: SocketAddr,
+        /// With this many hops, if not with the usual number.
+        hops: Option<u8>,
         /// These bytes.
         payload: Vec<u8>,
     },
-    /// The UDP flow is over: close its socket.
+    /// Send an echo request, from a socket that belongs to this flow alone. The
+    /// identifier is the socket's; the reply is for [`Gateway::echo_reply`].
+    Echo {
+        /// For this flow.
+        flow: FlowId,
+        /// To here.
+        to: IpAddr,
+        /// With this many hops, if not with the usual number.
+        hops: Option<u8>,
+        /// With this number.
+        sequence: u16,
+        /// And these bytes.
+        payload: Vec<u8>,
+    },
+    /// The UDP or echo flow is over: close its socket.
     Forget(FlowId),
 }
 
@@ -241,6 +262,7 @@ pub struct Gateway {
     outbox: Outbox,
     tcp: TcpTable,
     udp: UdpTable,
+    echo: EchoTable,
     dns: Resolver,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -260,6 +282,7 @@ impl Gateway {
             outbox: Outbox::new(config.mac, config.guest_mac, config.mtu),
             tcp: TcpTable::default(),
             udp: UdpTable::default(),
+            echo: EchoTable::default(),
             dns: Resolver::new(&config),
             timers: Timers::default(),
             actions: VecDeque::new(),
@@ -307,6 +330,8 @@ impl Gateway {
                 self.tcp_due(now, flow);
             } else if self.dns.asks(flow) {
                 self.server_due(now, flow);
+            } else if self.echo.contains(flow) {
+                self.echo_due(now, flow);
             } else {
                 self.udp_due(now, flow);
             }
@@ -363,6 +388,9 @@ impl Gateway {
         if faces.any(|face| Group::of(face) == Group::Multicast) {
             return self.events.dropped(DropReason::Multicast);
         }
+        if packet.is_used_up() && !self.is_gateway(packet.destination) {
+            return self.used_up(packet);
+        }
         match packet.protocol {
             IpProtocol::Tcp => self.handle_tcp(now, packet),
             IpProtocol::Udp => self.handle_udp(now, packet),
@@ -389,7 +417,7 @@ impl Gateway {
             {
                 Some(Refusal::Loopback)
             }
-            Transport::Icmp => Some(Refusal::Echo),
+            Transport::Icmp if self.echo.forbidden => Some(Refusal::Echo),
             _ => None,
         };
         let permitted = verdict.action == policy::Action::Allow;

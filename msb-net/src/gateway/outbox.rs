@@ -32,7 +32,7 @@ pub(super) const HOP_LIMIT: u8 = 255;
 
 /// How much of a packet an ICMP error quotes: RFC 1812, 4.3.2.3, allows an error
 /// of 576 bytes.
-const QUOTED: usize = 576 - 20 - 8 - 20;
+pub(super) const QUOTED: usize = 576 - 20 - 8 - 20;
 
 pub(super) struct Outbox {
     frames: VecDeque<Vec<u8>>,
@@ -255,6 +255,24 @@ impl Outbox {
         self.push_ip(from, to, IpProtocol::Icmp, length, |buffer| {
             let checks = ChecksumCapabilities::default();
             message.emit(&mut Icmpv4Packet::new_unchecked(buffer), &checks);
+        });
+    }
+
+    /// As [`icmpv4`](Self::icmpv4), with the next hop's MTU (RFC 1191).
+    pub(super) fn too_big_v4(
+        &mut self,
+        from: IpAddr,
+        to: IpAddr,
+        message: &Icmpv4Repr<'_>,
+        mtu: u32,
+    ) {
+        let length = message.buffer_len();
+        self.push_ip(from, to, IpProtocol::Icmp, length, |buffer| {
+            let checks = ChecksumCapabilities::default();
+            message.emit(&mut Icmpv4Packet::new_unchecked(&mut *buffer), &checks);
+            let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+            buffer[6..8].copy_from_slice(&mtu.to_be_bytes());
+            Icmpv4Packet::new_unchecked(buffer).fill_checksum();
         });
     }
 

@@ -129,6 +129,8 @@ pub(super) struct Sim {
     pub(super) faults: Faults,
     pub(super) upstreams: HashMap<FlowId, Upstream>,
     pub(super) datagrams: Vec<(FlowId, SocketAddr, Vec<u8>)>,
+    /// Echo requests for the driver.
+    pub(super) echoes: Vec<Action>,
     pub(super) events: Vec<Event>,
     /// Frames to the guest that its stack also got.
     pub(super) seen: Vec<Vec<u8>>,
@@ -165,6 +167,7 @@ impl Sim {
             faults: Faults::default(),
             upstreams: HashMap::new(),
             datagrams: Vec::new(),
+            echoes: Vec::new(),
             events: Vec::new(),
             seen: Vec::new(),
             behaviours: HashMap::new(),
@@ -360,7 +363,10 @@ impl Sim {
                     assert_eq!(upstream.closed.replace(reset), None, "closed twice");
                 }
             }
-            Action::Send { flow, to, payload } => self.datagrams.push((flow, to, payload)),
+            Action::Send {
+                flow, to, payload, ..
+            } => self.datagrams.push((flow, to, payload)),
+            action @ Action::Echo { .. } => self.echoes.push(action),
             Action::Forget(_) => {}
         }
     }

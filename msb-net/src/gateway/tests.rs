@@ -1,4 +1,5 @@
 mod dns;
+mod echo;
 mod ending;
 mod fuzzed;
 mod inbound;
@@ -515,32 +516,6 @@ fn a_denied_datagram_is_answered() {
         assert!(sim.datagrams.is_empty());
         assert_eq!(sim.gateway.flows(), (0, 0));
     }
-}
-
-#[test]
-fn the_gateway_answers_echo_for_itself_only() {
-    let echo = |to: &str| {
-        let message = smoltcp::wire::Icmpv4Repr::EchoRequest {
-            ident: 1,
-            seq_no: 2,
-            data: b"hello",
-        };
-        let mut outbox = Outbox::new(GUEST_MAC, Some([2, 0, 0, 0, 0, 1]), 1500);
-        let guest: IpAddr = "192.168.127.2".parse().unwrap();
-        outbox.icmpv4(guest, to.parse().unwrap(), &message);
-        let mut frame = Vec::new();
-        outbox.pop(&mut frame);
-        frame
-    };
-    let mut sim = sim("preset public-only");
-    sim.inject(&echo("192.168.127.1"));
-    assert_eq!(last_icmp(&sim), Some((0, 0)));
-    sim.inject(&echo("1.1.1.1"));
-    assert_eq!(last_icmp(&sim), Some((3, 13)));
-    let refused = Some(Refusal::Echo);
-    let told =
-        |event: &Event| matches!(event, Event::Decided { refusal, .. } if *refusal == refused);
-    assert!(sim.events.iter().any(told));
 }
 
 #[test]

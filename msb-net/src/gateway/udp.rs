@@ -55,6 +55,12 @@ impl UdpTable {
         self.ids.contains_key(&(guest, far))
     }
 
+    /// The guest's end and the far end of a flow that the guest began.
+    pub(super) fn outgoing(&self, id: FlowId) -> Option<Ends> {
+        let flow = self.flows.get(&id)?;
+        flow.origin.is_none().then_some(flow.ends)
+    }
+
     pub(super) fn by_origin(&self, origin: Origin) -> Option<FlowId> {
         self.origins.get(&origin).copied()
     }
@@ -127,6 +133,7 @@ impl Gateway {
         self.actions.push_back(Action::Send {
             flow: id,
             to,
+            hops: packet.hops_left(),
             payload,
         });
     }

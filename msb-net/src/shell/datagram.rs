@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, SendFlags};
 
+use super::failures;
 use super::stream::Turn;
 use crate::gateway::{FlowId, Gateway};
 
@@ -15,15 +16,21 @@ const BUDGET: usize = 32;
 
 pub(super) struct Datagram {
     fd: OwnedFd,
+    hops: Option<u8>,
+    /// There may be messages about what did not arrive.
+    pub(super) failed: bool,
     pub(super) readable: bool,
     /// The flow is in the driver's list of work.
     pub(super) waiting: bool,
 }
 
 impl Datagram {
-    pub(super) const fn new(fd: OwnedFd) -> Self {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        failures::watch(&fd);
         Self {
             fd,
+            hops: None,
+            failed: false,
             readable: false,
             waiting: false,
         }
@@ -32,7 +39,10 @@ impl Datagram {
     /// Sends one datagram. What the socket does not take is lost, as anywhere on
     /// the way; an error that an earlier one caused is reported once and does not
     /// keep this one back.
-    pub(super) fn send(&self, payload: &[u8]) -> Result<(), Errno> {
+    pub(super) fn send(&mut self, hops: Option<u8>, payload: &[u8]) -> Result<(), Errno> {
+        if std::mem::replace(&mut self.hops, hops) != hops {
+            failures::set_hops(&self.fd, hops);
+        }
         let mut result = Ok(());
         for _ in 0..2 {
             match net::send(&self.fd, payload, SendFlags::NOSIGNAL) {
@@ -51,19 +61,32 @@ impl Datagram {
         id: FlowId,
         gateway: &mut Gateway,
         buffer: &mut [u8],
-    ) -> Result<Turn, Errno> {
+    ) -> Turn {
         for _ in 0..BUDGET {
+            while self.failed {
+                match failures::next(&self.fd, buffer) {
+                    Some(failure) => {
+                        let quoted = &buffer[..failure.quoted];
+                        gateway.path_failed(now, id, failure.error, failure.from, quoted);
+                    }
+                    None => self.failed = false,
+                }
+            }
             match net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
                 Ok((_, length)) => gateway.datagram(now, id, &buffer[..length]),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     self.readable = false;
-                    return Ok(Turn::Idle);
+                    return Turn::Idle;
                 }
-                // The error is taken off the socket; more datagrams may follow.
-                Err(error) => return Err(error),
+                // The error is taken off the socket; what it was is in the queue, and
+                // more datagrams may follow.
+                Err(_) => {
+                    self.failed = true;
+                    gateway.datagram_failed(now, id);
+                }
             }
         }
-        Ok(Turn::Again)
+        Turn::Again
     }
 }

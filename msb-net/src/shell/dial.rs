@@ -5,7 +5,7 @@
 //! own in between: any stream socket will do, also one end of a pair.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -29,6 +29,18 @@ pub trait Dial: Send {
     ///
     /// What the system said.
     fn datagram(&mut self, flow: FlowId, to: SocketAddr) -> io::Result<OwnedFd>;
+
+    /// Opens a socket for echo requests that is connected to `to` (`SOCK_DGRAM` and
+    /// `IPPROTO_ICMP` or its IPv6 kin). It must not block.
+    ///
+    /// # Errors
+    ///
+    /// What the system said; a lack of permission means that it will say so every
+    /// time. Without an implementation there are no echo requests.
+    fn echo(&mut self, flow: FlowId, to: IpAddr) -> io::Result<OwnedFd> {
+        let _ = (flow, to);
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
 }
 
 /// Opens sockets of this host.
@@ -37,7 +49,7 @@ pub struct HostDialer;
 
 impl Dial for HostDialer {
     fn stream(&mut self, _: FlowId, to: SocketAddr) -> io::Result<OwnedFd> {
-        let socket = open(to, SocketType::STREAM)?;
+        let socket = open(to, SocketType::STREAM, None)?;
         sockopt::set_tcp_nodelay(&socket, true)?;
         // The guest's own probes end at the gateway: without these a peer that
         // vanished would never be noticed.
@@ -49,19 +61,30 @@ impl Dial for HostDialer {
     }
 
     fn datagram(&mut self, _: FlowId, to: SocketAddr) -> io::Result<OwnedFd> {
-        let socket = open(to, SocketType::DGRAM)?;
+        let socket = open(to, SocketType::DGRAM, None)?;
+        net::connect(&socket, &to)?;
+        Ok(socket)
+    }
+
+    fn echo(&mut self, _: FlowId, to: IpAddr) -> io::Result<OwnedFd> {
+        let protocol = match to {
+            IpAddr::V4(_) => net::ipproto::ICMP,
+            IpAddr::V6(_) => net::ipproto::ICMPV6,
+        };
+        let to = SocketAddr::new(to, 0);
+        let socket = open(to, SocketType::DGRAM, Some(protocol))?;
         net::connect(&socket, &to)?;
         Ok(socket)
     }
 }
 
-fn open(to: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+fn open(to: SocketAddr, kind: SocketType, protocol: Option<net::Protocol>) -> io::Result<OwnedFd> {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    Ok(net::socket_with(family, kind, flags, None)?)
+    Ok(net::socket_with(family, kind, flags, protocol)?)
 }
 
 /// What the guest hears when a connection could not be opened.

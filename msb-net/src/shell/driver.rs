@@ -22,7 +22,9 @@ use rustix::io::Errno;
 
 use super::datagram::Datagram;
 use super::dial::{Dial, connect_error};
+use super::failures;
 use super::link::{MAX_FRAME, Port, Progress};
+use super::ping::Ping;
 use super::published::{Client, Fallback, Offers};
 use super::stream::{Stream, Turn};
 use super::{Command, Feed};
@@ -44,6 +46,7 @@ pub(super) const WAKE: Token = Token(usize::MAX - 1);
 enum Upstream {
     Stream(Stream),
     Datagram(Datagram),
+    Ping(Ping),
 }
 
 /// What the driver reaches beyond the link, by means of the embedding program.
@@ -167,7 +170,11 @@ impl Driver {
                         stream.readable |= event.is_readable() || stream.peer_ended;
                         stream.writable |= event.is_writable() || error;
                     }
-                    Some(Upstream::Datagram(datagram)) => datagram.readable = true,
+                    Some(Upstream::Datagram(datagram)) => {
+                        datagram.readable = true;
+                        datagram.failed |= error;
+                    }
+                    Some(Upstream::Ping(_)) => {}
                     None => return,
                 }
                 self.wants_turn(id);
@@ -180,6 +187,7 @@ impl Driver {
         let waiting = match self.flows.get_mut(&id) {
             Some(Upstream::Stream(stream)) => &mut stream.waiting,
             Some(Upstream::Datagram(datagram)) => &mut datagram.waiting,
+            Some(Upstream::Ping(ping)) => &mut ping.waiting,
             None => return,
         };
         if !std::mem::replace(waiting, true) {
@@ -313,7 +321,25 @@ impl Driver {
                         self.close(stream, reset);
                     }
                 }
-                Action::Send { flow, to, payload } => self.send(now, flow, to, &payload),
+                Action::Send {
+                    flow,
+                    to,
+                    hops,
+                    payload,
+                } => self.send(now, flow, to, hops, &payload),
+                Action::Echo {
+                    flow,
+                    to,
+                    hops,
+                    sequence,
+                    payload,
+                } => {
+                    if self.open_ping(now, flow, to, sequence)
+                        && let Some(Upstream::Ping(ping)) = self.flows.get_mut(&flow)
+                    {
+                        ping.send(hops, sequence, &payload);
+                    }
+                }
                 Action::Forget(flow) => {
                     self.flows.remove(&flow);
                     self.offers.forget(flow);
@@ -347,7 +373,14 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, now: Duration, id: FlowId, to: std::net::SocketAddr, payload: &[u8]) {
+    fn send(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        to: std::net::SocketAddr,
+        hops: Option<u8>,
+        payload: &[u8],
+    ) {
         if self.offers.send(id, payload) {
             return;
         }
@@ -357,17 +390,61 @@ impl Driver {
                 .dialer
                 .datagram(id, to)
                 .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
-            let Ok(fd) = opened else {
-                return self.gateway.datagram_failed(now, id);
-            };
-            let datagram = Upstream::Datagram(Datagram::new(fd));
-            self.flows.insert(id, datagram);
+            match opened {
+                Ok(fd) => {
+                    let datagram = Upstream::Datagram(Datagram::new(fd));
+                    self.flows.insert(id, datagram);
+                }
+                Err(error) => return self.failed(now, id, &error, payload),
+            }
         }
-        if let Some(Upstream::Datagram(datagram)) = self.flows.get(&id)
-            && datagram.send(payload).is_err()
+        if let Some(Upstream::Datagram(datagram)) = self.flows.get_mut(&id)
+            && datagram.send(hops, payload).is_err()
         {
+            // What it was is in the socket's queue.
+            datagram.failed = true;
+            self.wants_turn(id);
             self.gateway.datagram_failed(now, id);
         }
+    }
+
+    /// Opens the socket of an echo flow, if it is not open; false if it cannot be.
+    fn open_ping(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        to: std::net::IpAddr,
+        sequence: u16,
+    ) -> bool {
+        if self.flows.contains_key(&id) {
+            return true;
+        }
+        let opened = self
+            .outside
+            .dialer
+            .echo(id, to)
+            .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
+        match opened {
+            Ok(fd) => {
+                let ping = Upstream::Ping(Ping::new(fd, to));
+                self.flows.insert(id, ping);
+                true
+            }
+            Err(error) => {
+                self.failed(now, id, &error, &sequence.to_be_bytes());
+                if error.kind() == io::ErrorKind::PermissionDenied {
+                    self.gateway.echo_forbidden(now, id);
+                }
+                false
+            }
+        }
+    }
+
+    /// A datagram could not be sent at all.
+    fn failed(&mut self, now: Duration, id: FlowId, error: &io::Error, quoted: &[u8]) {
+        let error = Errno::from_io_error(error).unwrap_or(Errno::IO);
+        let error = failures::of(error);
+        self.gateway.path_failed(now, id, error, None, quoted);
     }
 
     /// Gives a flow its turn.
@@ -380,11 +457,12 @@ impl Driver {
             Some(Upstream::Datagram(datagram)) => {
                 datagram.waiting = false;
                 let buffer = &mut self.datagram;
-                let turn = datagram.turn(now, id, &mut self.gateway, buffer);
-                turn.unwrap_or_else(|_| {
-                    self.gateway.datagram_failed(now, id);
-                    Turn::Again
-                })
+                datagram.turn(now, id, &mut self.gateway, buffer)
+            }
+            Some(Upstream::Ping(ping)) => {
+                ping.waiting = false;
+                let buffer = &mut self.datagram;
+                ping.turn(now, id, &mut self.gateway, buffer)
             }
             None => return,
         };

@@ -27,9 +27,11 @@
 mod datagram;
 mod dial;
 mod driver;
+mod failures;
 mod host;
 mod link;
 mod pcapng;
+mod ping;
 mod published;
 mod resolve;
 mod stream;

@@ -212,3 +212,41 @@ fn a_capture_holds_what_crossed_the_link() {
         "{from_guest} and {to_guest}"
     );
 }
+
+#[test]
+fn ping_and_traceroute_work_where_the_host_permits_echo_requests() {
+    let world = World::new();
+    let far = world.beyond();
+    let permit = |range: &str| {
+        let text = format!("echo '{range}' > /proc/sys/net/ipv4/ping_group_range");
+        done(world.host.command("sh").args(["-c", &text]));
+    };
+    permit("0 0");
+    let script = "
+        ping -n -c1 -W20 8.8.8.8 | grep -o 'bytes from 8.8.8.8'
+        ping -n -c1 -W20 2608::1 | grep -o 'bytes from 2608::1'
+        for how in '' -I; do
+            traceroute $how -n -q1 -w20 -m5 8.8.8.8 | awk 'NR > 1 { print $1, $2 }'
+        done
+        ping -n -c1 -W20 10.9.0.1 | grep -o 'Packet filtered'";
+    let output =
+        done(jail(&world, &["sh", "-c", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+    let path = "1 192.168.127.1\n2 11.0.0.1\n3 8.8.8.8\n";
+    assert_eq!(
+        text(&output.stdout),
+        format!("bytes from 8.8.8.8\nbytes from 2608::1\n{path}{path}Packet filtered\n")
+    );
+    permit("1 0");
+    let output = jail(
+        &world,
+        &["--events", "-", "ping", "-n", "-c1", "-W20", "8.8.8.8"],
+    )
+    .output();
+    let (status, _, error) = told(&output.expect("it starts"));
+    assert_eq!(status, Some(1));
+    assert!(
+        error.contains("\"refusal\":\"ping-not-permitted\""),
+        "{error}"
+    );
+    drop(far);
+}

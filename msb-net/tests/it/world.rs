@@ -73,6 +73,34 @@ impl World {
         }
     }
 
+    /// A third place, which the world routes to: 8.8.8.8 and 2608::1.
+    pub(crate) fn beyond(&self) -> Namespace {
+        let far = Namespace::new();
+        let peer = far.0.id().to_string();
+        let (world, link) = (&self.world, ["link", "add", "down1", "type", "veth"]);
+        world.ip(&[&link[..], &["peer", "name", "up0", "netns", &peer]].concat());
+        world.ip(&["link", "set", "down1", "up"]);
+        world.ip(&["addr", "add", "12.0.0.1/24", "dev", "down1"]);
+        world.ip(&["addr", "add", "2600:c::1/64", "dev", "down1", "nodad"]);
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward;
+            echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+        done(world.command("sh").args(["-c", forward]));
+        far.ip(&["link", "set", "lo", "up"]);
+        far.ip(&["link", "set", "up0", "up"]);
+        for address in ["12.0.0.2/24", "2600:c::2/64"] {
+            far.ip(&["addr", "add", address, "dev", "up0"]);
+        }
+        for (address, near, back) in [
+            ("8.8.8.8", "12.0.0.2", "12.0.0.1"),
+            ("2608::1", "2600:c::2", "2600:c::1"),
+        ] {
+            far.ip(&["addr", "add", address, "dev", "lo"]);
+            far.ip(&["route", "add", "default", "via", back]);
+            world.ip(&["route", "add", address, "via", near]);
+        }
+        far
+    }
+
     /// A TCP server in the world, which answers every connection with `answer` to
     /// what came until then, for as long as the test runs.
     pub(crate) fn serve(&self, at: &str, answer: fn(&mut std::net::TcpStream)) {

@@ -193,7 +193,13 @@ impl Gateway {
         } else {
             pending.wire = None;
             let payload = message;
-            Action::Send { flow, to, payload }
+            let hops = None;
+            Action::Send {
+                flow,
+                to,
+                hops,
+                payload,
+            }
         };
         let patience = if stream { STREAM_PATIENCE } else { patience };
         self.timers.set(flow, Some(now + patience));

@@ -1,0 +1,206 @@
+//! What the network says about packets that did not arrive, on its way to the
+//! guest.
+//!
+//! Read RFC 1122, 3.2.2, and RFC 4443, 3. The driver hears of it from its socket;
+//! the guest gets the message that the network sent, from who sent it, about the
+//! packet as the guest had sent it: its path discovery, and `traceroute`, work so.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use smoltcp::wire::{
+    Icmpv4DstUnreachable as V4, Icmpv4Repr, Icmpv4TimeExceeded, Icmpv6DstUnreachable as V6,
+    Icmpv6Repr, Icmpv6TimeExceeded, IpProtocol, IpRepr,
+};
+
+use super::outbox::QUOTED;
+use super::packet::Packet;
+use super::{FlowId, Gateway};
+
+/// The hop limit below which a guest means it: what senders use otherwise is 64
+/// and more, and a trace of a longer path than this does not get to its end.
+const ORDINARY_HOPS: u8 = 64;
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PathError {
+    /// Nobody listens there.
+    PortUnreachable,
+    /// The host does not answer to its neighbours.
+    HostUnreachable,
+    /// The network has no way there.
+    NetworkUnreachable,
+    /// Somebody on the way does not let it pass.
+    Prohibited,
+    /// It had used up its hops.
+    TimeExceeded,
+    /// It is larger than what somebody on the way can pass on.
+    TooBig {
+        /// The largest packet that can.
+        mtu: u32,
+    },
+}
+
+impl Packet<'_> {
+    /// How many hops the upstream's packet has left, if the guest sent it with few
+    /// on purpose: the gateway is one.
+    pub(super) fn hops_left(&self) -> Option<u8> {
+        let hops = self.header.hop_limit();
+        (hops < ORDINARY_HOPS).then(|| hops.saturating_sub(1).max(1))
+    }
+
+    /// Tells whether the gateway is where it ends.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.header.hop_limit() <= 1
+    }
+}
+
+/// # Upstream: errors
+impl Gateway {
+    /// A datagram, or an echo request, of a flow did not arrive. `from` says so, or
+    /// this host does; `quoted` is the payload as far as it is known, for echo
+    /// requests behind their sequence number in two bytes.
+    pub fn path_failed(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        error: PathError,
+        from: Option<IpAddr>,
+        quoted: &[u8],
+    ) {
+        self.clock = now;
+        if let Some((guest, far)) = self.udp.outgoing(id) {
+            let header = udp_header(guest, far, quoted);
+            self.explain(
+                error,
+                (guest.ip(), far.ip()),
+                from,
+                IpProtocol::Udp,
+                &header,
+            );
+        } else if let Some((guest, far, ident)) = self.echo.ends(id) {
+            let Some((sequence, payload)) = quoted.split_first_chunk() else {
+                return;
+            };
+            let protocol = match guest {
+                IpAddr::V4(_) => IpProtocol::Icmp,
+                IpAddr::V6(_) => IpProtocol::Icmpv6,
+            };
+            let header = echo_header(guest, ident, *sequence, payload);
+            self.explain(error, (guest, far), from, protocol, &header);
+        } else {
+            self.server_failed(now, id);
+        }
+    }
+
+    /// Says that a packet of the guest ends at the gateway.
+    pub(super) fn used_up(&mut self, packet: &Packet<'_>) {
+        let data = &packet.payload[..packet.payload.len().min(QUOTED)];
+        let gateway = self.own_address(packet.source);
+        self.say(
+            gateway,
+            packet.source,
+            &packet.header,
+            data,
+            PathError::TimeExceeded,
+        );
+    }
+
+    fn explain(
+        &mut self,
+        error: PathError,
+        (guest, far): (IpAddr, IpAddr),
+        from: Option<IpAddr>,
+        protocol: IpProtocol,
+        data: &[u8],
+    ) {
+        let same = |from: &IpAddr| from.is_ipv4() == guest.is_ipv4();
+        // The destination's own word is as good as any: it is the only peer the
+        // guest knows. What this host says, the gateway says.
+        let from = match (from.filter(same), error) {
+            (Some(from), _) => from,
+            (None, PathError::PortUnreachable) => far,
+            (None, _) => self.own_address(guest),
+        };
+        let header = IpRepr::new(guest.into(), far.into(), protocol, data.len(), 1);
+        let data = &data[..data.len().min(QUOTED)];
+        self.say(from, guest, &header, data, error);
+    }
+
+    fn own_address(&self, guest: IpAddr) -> IpAddr {
+        match guest {
+            IpAddr::V4(_) => self.config.gateway_v4.into(),
+            IpAddr::V6(_) => self.config.gateway_v6.into(),
+        }
+    }
+
+    fn say(&mut self, from: IpAddr, to: IpAddr, header: &IpRepr, data: &[u8], error: PathError) {
+        match *header {
+            IpRepr::Ipv4(header) => {
+                let unreachable = |reason| Icmpv4Repr::DstUnreachable {
+                    reason,
+                    header,
+                    data,
+                };
+                let message = match error {
+                    PathError::PortUnreachable => unreachable(V4::PortUnreachable),
+                    PathError::HostUnreachable => unreachable(V4::HostUnreachable),
+                    PathError::NetworkUnreachable => unreachable(V4::NetUnreachable),
+                    PathError::Prohibited => unreachable(V4::CommProhibited),
+                    PathError::TimeExceeded => Icmpv4Repr::TimeExceeded {
+                        reason: Icmpv4TimeExceeded::TtlExpired,
+                        header,
+                        data,
+                    },
+                    PathError::TooBig { mtu } => {
+                        let message = unreachable(V4::FragRequired);
+                        return self.outbox.too_big_v4(from, to, &message, mtu);
+                    }
+                };
+                self.outbox.icmpv4(from, to, &message);
+            }
+            IpRepr::Ipv6(header) => {
+                let unreachable = |reason| Icmpv6Repr::DstUnreachable {
+                    reason,
+                    header,
+                    data,
+                };
+                let message = match error {
+                    PathError::PortUnreachable => unreachable(V6::PortUnreachable),
+                    PathError::HostUnreachable => unreachable(V6::AddrUnreachable),
+                    PathError::NetworkUnreachable => unreachable(V6::NoRoute),
+                    PathError::Prohibited => unreachable(V6::AdminProhibit),
+                    PathError::TimeExceeded => Icmpv6Repr::TimeExceeded {
+                        reason: Icmpv6TimeExceeded::HopLimitExceeded,
+                        header,
+                        data,
+                    },
+                    PathError::TooBig { mtu } => Icmpv6Repr::PktTooBig { mtu, header, data },
+                };
+                self.outbox.icmpv6(from, to, &message);
+            }
+        }
+    }
+}
+
+/// The datagram as the guest sent it; its checksum is not known any more.
+fn udp_header(guest: SocketAddr, far: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
+    let mut bytes = Vec::new();
+    for part in [guest.port(), far.port(), length, 0] {
+        bytes.extend_from_slice(&part.to_be_bytes());
+    }
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// The echo request as the guest sent it, but for its checksum.
+fn echo_header(guest: IpAddr, ident: u16, sequence: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    let kind = if guest.is_ipv4() { 8 } else { 128 };
+    let mut bytes = vec![kind, 0, 0, 0];
+    bytes.extend_from_slice(&ident.to_be_bytes());
+    bytes.extend_from_slice(&sequence);
+    bytes.extend_from_slice(payload);
+    bytes
+}
