@@ -121,7 +121,7 @@ pub(crate) struct NetworkArgs {
     /// Ask this server for names instead of the host's; ADDRESS or ADDRESS:PORT
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
     pub(crate) dns: Vec<SocketAddr>,
-    /// Offer a port of the guest on this host: [BIND:]HOST:GUEST[/udp]
+    /// Offer a port of the guest on this host: HOST:GUEST or BIND:HOST:GUEST, with /udp for UDP
     ///
     /// Only this host reaches it, unless BIND is another address, such as 0.0.0.0. Ports may
     /// be ranges (8000-8009:9000-9009); as HOST, 0 is any free port.
