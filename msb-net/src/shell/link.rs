@@ -43,7 +43,7 @@ enum Kind {
     Tap,
 }
 
-/// A guest's network card, seen from the host. See the [module](self).
+/// A guest's network card, seen from the host: a stream socket, a datagram socket, or a TAP device.
 #[derive(Debug)]
 pub struct Link {
     kind: Kind,
