@@ -18,6 +18,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("policy_text", msb_net::fuzzing::policy_text),
     ("gateway_frames", msb_net::fuzzing::gateway_frames),
     ("claim", msb_net::fuzzing::claim),
+    ("reassembly", msb_net::fuzzing::reassembly),
     ("dns_query", msb_net::fuzzing::dns_query),
     ("dns_response", msb_net::fuzzing::dns_response),
     ("layer_tar", msb_oci::fuzzing::layer_tar),

@@ -1,11 +1,15 @@
 //! Properties that must hold for any input; each function panics where one does not.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
+
+use smoltcp::wire::{EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use hickory_proto::op::Message;
 
 use crate::claim::{Claimed, examine};
+use crate::gateway::fragment::Fragments;
 use crate::gateway::{Action, Config, Gateway};
 use crate::policy::{Document, Policy};
 use crate::{Name, dns};
@@ -203,4 +207,149 @@ impl dns::Verdicts for Public<'_> {
     fn admits(&self, address: IpAddr) -> bool {
         self.0.admits_answer(self.1, address)
     }
+}
+
+/// What a plain model of reassembly knows of one packet.
+#[derive(Default)]
+struct Pieces {
+    bytes: BTreeMap<usize, u8>,
+    taken: Vec<(usize, bool, Vec<u8>)>,
+    whole: Option<usize>,
+    refused: bool,
+}
+
+impl Pieces {
+    /// Takes a piece; the whole payload if it is complete now, `None` if it is
+    /// not, an error if it is refused.
+    fn take(&mut self, start: usize, more: bool, payload: &[u8]) -> Result<Option<Vec<u8>>, ()> {
+        let end = start + payload.len();
+        let piece = (start, more, payload.to_vec());
+        if !self.refused && self.taken.contains(&piece) {
+            return Ok(None);
+        }
+        let last = self.bytes.keys().next_back().map_or(0, |at| at + 1);
+        self.refused |= (start..end).any(|at| self.bytes.contains_key(&at))
+            || self.whole.is_some_and(|whole| !more || end > whole)
+            || (!more && last > end)
+            || self.taken.len() >= 128;
+        if self.refused {
+            return Err(());
+        }
+        self.bytes.extend((start..end).zip(payload.iter().copied()));
+        self.taken.push(piece);
+        if !more {
+            self.whole = Some(end);
+        }
+        let complete = self.whole == Some(self.bytes.len());
+        Ok(complete.then(|| self.bytes.values().copied().collect()))
+    }
+}
+
+/// Pieces of packets, six bytes each: what comes out is what a plain model puts
+/// together, and what overlaps is refused.
+pub fn reassembly(data: &[u8]) {
+    const MAX_PAYLOAD: usize = 65_535;
+    let mut fragments = Fragments::default();
+    let mut models: HashMap<(bool, u8), Pieces> = HashMap::new();
+    for chunk in data.chunks_exact(6) {
+        let &[flags, high, low, length, fill, step] = chunk else {
+            continue;
+        };
+        let (v6, more, ident) = (flags & 1 != 0, flags & 2 != 0, flags >> 2 & 7);
+        let start = usize::from(u16::from_be_bytes([high, low]) & !7);
+        let unit = if flags & 32 != 0 { 1 } else { 8 };
+        let payload: Vec<u8> = (0..usize::from(length) * unit)
+            .map(|at| fill.wrapping_add((at as u8).wrapping_mul(step)))
+            .collect();
+        let (kind, header, packet) = if v6 {
+            let packet = piece_v6(ident, start, more, &payload);
+            (EthernetProtocol::Ipv6, 40, packet)
+        } else {
+            let packet = piece_v4(ident, start, more, &payload);
+            (EthernetProtocol::Ipv4, 20, packet)
+        };
+        let found = fragments.take(Duration::ZERO, kind, &packet, |_| true);
+        let (held, bytes) = fragments.held();
+        assert!(held <= 16 && bytes <= 16 * MAX_PAYLOAD);
+        let limit = if v6 {
+            MAX_PAYLOAD
+        } else {
+            MAX_PAYLOAD - header
+        };
+        let end = start + payload.len();
+        let expected = if start == 0 && !more {
+            Ok(Some(payload)).filter_length(limit)
+        } else if payload.is_empty()
+            || (more && !payload.len().is_multiple_of(8))
+            || end > MAX_PAYLOAD
+        {
+            Err(())
+        } else {
+            let model = models.entry((v6, ident)).or_default();
+            let result = model.take(start, more, &payload);
+            if let Ok(Some(_)) = result {
+                models.remove(&(v6, ident));
+            }
+            result.filter_length(limit)
+        };
+        match (found, expected) {
+            (Ok(Some(found)), Ok(Some(expected))) => {
+                assert_eq!(found[header..], expected);
+                let plain = if v6 {
+                    found[6] == 17
+                } else {
+                    Ipv4Packet::new_checked(&found).is_ok_and(|packet| packet.verify_checksum())
+                };
+                assert!(plain);
+            }
+            (Ok(None), Ok(None)) | (Err(_), Err(())) => {}
+            (found, expected) => panic!("{found:?} and not {expected:?}"),
+        }
+    }
+}
+
+/// What would be longer than a packet can be is refused.
+trait FilterLength {
+    fn filter_length(self, limit: usize) -> Self;
+}
+
+impl FilterLength for Result<Option<Vec<u8>>, ()> {
+    fn filter_length(self, limit: usize) -> Self {
+        match self {
+            Ok(Some(payload)) if payload.len() > limit => Err(()),
+            other => other,
+        }
+    }
+}
+
+fn piece_v4(ident: u8, start: usize, more: bool, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 20 + payload.len()];
+    bytes[20..].copy_from_slice(payload);
+    let length = bytes.len() as u16;
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+    packet.set_version(4);
+    packet.set_header_len(20);
+    packet.set_total_len(length);
+    packet.set_ident(ident.into());
+    packet.set_more_frags(more);
+    packet.set_frag_offset(start as u16);
+    packet.set_hop_limit(64);
+    packet.set_next_header(IpProtocol::Udp);
+    packet.fill_checksum();
+    bytes
+}
+
+fn piece_v6(ident: u8, start: usize, more: bool, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 48 + payload.len()];
+    let place = start as u16 | u16::from(more);
+    bytes[40..48].copy_from_slice(&[17, 0, 0, 0, 0, 0, 0, ident]);
+    bytes[42..44].copy_from_slice(&place.to_be_bytes());
+    bytes[48..].copy_from_slice(payload);
+    let length = bytes.len() as u16 - 40;
+    let mut packet = Ipv6Packet::new_unchecked(&mut bytes[..]);
+    packet.set_version(6);
+    packet.set_payload_len(length);
+    packet.set_next_header(IpProtocol::Ipv6Frag);
+    packet.set_hop_limit(64);
+    bytes
 }

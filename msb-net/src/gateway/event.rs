@@ -118,8 +118,11 @@ pub enum DropReason {
     SpoofedAddress,
     /// It goes to many receivers.
     Multicast,
-    /// It is a fragment.
-    Fragment,
+    /// It is a piece of a packet, and overlaps another piece.
+    Overlap,
+    /// It is a piece of a packet whose other pieces did not come in time, or too
+    /// many such packets did.
+    Incomplete,
     /// It is of a protocol that is not passed on.
     UnknownProtocol,
     /// There are as many TCP flows as there may be.
@@ -168,7 +171,8 @@ words!(DropReason {
     SpoofedMac => "spoofed-mac",
     SpoofedAddress => "spoofed-address",
     Multicast => "multicast",
-    Fragment => "fragment",
+    Overlap => "overlap",
+    Incomplete => "incomplete",
     UnknownProtocol => "unknown-protocol",
     TooManyFlows => "too-many-flows",
     TooBig => "too-big",
@@ -195,11 +199,15 @@ impl Events {
     }
 
     pub(super) fn dropped(&mut self, why: DropReason) {
+        self.dropped_many(why, 1);
+    }
+
+    pub(super) fn dropped_many(&mut self, why: DropReason, more: u64) {
         match self.queue.back_mut() {
-            Some(Event::Dropped { reason, count }) if *reason == why => *count += 1,
+            Some(Event::Dropped { reason, count }) if *reason == why => *count += more,
             _ => self.push(Event::Dropped {
                 reason: why,
-                count: 1,
+                count: more,
             }),
         }
     }

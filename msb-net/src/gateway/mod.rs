@@ -35,6 +35,7 @@ mod bucket;
 mod dns;
 mod echo;
 mod event;
+pub(crate) mod fragment;
 mod inbound;
 mod inspect;
 mod link;
@@ -60,9 +61,10 @@ use self::dns::Resolver;
 use self::echo::EchoTable;
 use self::event::Events;
 pub use self::event::{DropReason, Ended, Event, Refusal};
+use self::fragment::Fragments;
 pub use self::inbound::PublishedId;
 use self::outbox::Outbox;
-use self::packet::Packet;
+use self::packet::{Packet, Unfit};
 pub use self::path::PathError;
 use self::tcp::TcpTable;
 use self::timers::Timers;
@@ -263,6 +265,7 @@ pub struct Gateway {
     tcp: TcpTable,
     udp: UdpTable,
     echo: EchoTable,
+    fragments: Fragments,
     dns: Resolver,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -283,6 +286,7 @@ impl Gateway {
             tcp: TcpTable::default(),
             udp: UdpTable::default(),
             echo: EchoTable::default(),
+            fragments: Fragments::default(),
             dns: Resolver::new(&config),
             timers: Timers::default(),
             actions: VecDeque::new(),
@@ -315,7 +319,10 @@ impl Gateway {
             EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6 => {
                 match Packet::parse(frame.ethertype(), frame.payload()) {
                     Ok(packet) => self.handle_packet(now, &packet),
-                    Err(drop) => self.events.dropped(drop),
+                    Err(Unfit::NotPlain) => {
+                        self.handle_piece(now, frame.ethertype(), frame.payload());
+                    }
+                    Err(Unfit::Drop(reason)) => self.events.dropped(reason),
                 }
             }
             _ => self.events.dropped(DropReason::UnknownProtocol),
@@ -325,6 +332,10 @@ impl Gateway {
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.clock = now;
+        let given_up = self.fragments.expire(now);
+        if given_up > 0 {
+            self.events.dropped_many(DropReason::Incomplete, given_up);
+        }
         while let Some(flow) = self.timers.pop(now) {
             if self.tcp.contains(flow) {
                 self.tcp_due(now, flow);
@@ -365,7 +376,8 @@ impl Gateway {
     /// Returns when [`handle_timeout`](Self::handle_timeout) must be called.
     /// `None` when nothing but an input can change anything.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.timers.next()
+        let pieces = self.fragments.next_timeout();
+        self.timers.next().into_iter().chain(pieces).min()
     }
 
     /// Returns how many TCP and UDP flows there are.
@@ -373,11 +385,24 @@ impl Gateway {
         (self.tcp.len(), self.udp.len())
     }
 
-    fn handle_packet(&mut self, now: Duration, packet: &Packet<'_>) {
-        let own = match packet.source {
-            IpAddr::V4(source) => source == self.config.guest_v4,
-            IpAddr::V6(source) => source == self.config.guest_v6,
+    /// Takes what is no plain packet; makes one of it, sooner or later.
+    fn handle_piece(&mut self, now: Duration, kind: EthernetProtocol, bytes: &[u8]) {
+        let config = &self.config;
+        let own = |source| is_guest(config, source);
+        let whole = match self.fragments.take(now, kind, bytes, own) {
+            Ok(None) => return,
+            Ok(Some(whole)) => whole,
+            Err(reason) => return self.events.dropped(reason),
         };
+        match Packet::parse(kind, &whole) {
+            Ok(packet) => self.handle_packet(now, &packet),
+            Err(Unfit::Drop(reason)) => self.events.dropped(reason),
+            Err(Unfit::NotPlain) => self.events.dropped(DropReason::Malformed),
+        }
+    }
+
+    fn handle_packet(&mut self, now: Duration, packet: &Packet<'_>) {
+        let own = is_guest(&self.config, packet.source);
         if packet.protocol == IpProtocol::Icmpv6 && self.handle_neighbor(packet) {
             return;
         }
@@ -470,5 +495,13 @@ impl Gateway {
     fn new_flow(&mut self) -> FlowId {
         self.next_flow += 1;
         FlowId(self.next_flow)
+    }
+}
+
+/// Tells whether an address is the guest's.
+fn is_guest(config: &Config, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4 == config.guest_v4,
+        IpAddr::V6(v6) => v6 == config.guest_v6,
     }
 }

@@ -7,8 +7,8 @@ use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Mediu
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Packet,
-    Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpProtocol, IpRepr, TcpControl,
-    TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpProtocol, IpRepr, Ipv4Packet,
+    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use super::Mac;
@@ -42,6 +42,8 @@ pub(super) struct Outbox {
     mac: Mac,
     pub(super) guest_mac: Option<Mac>,
     pub(super) mtu: u16,
+    /// Of the last datagram that was sent in pieces.
+    ident: u32,
 }
 
 impl Outbox {
@@ -53,6 +55,7 @@ impl Outbox {
             mac,
             guest_mac,
             mtu,
+            ident: 0,
         }
     }
 
@@ -174,7 +177,8 @@ impl Outbox {
         });
     }
 
-    /// Queues a UDP datagram; false when it is larger than the link's MTU.
+    /// Queues a UDP datagram, in pieces if it is larger than the link's MTU; false
+    /// when it is larger than any packet.
     pub(super) fn datagram(
         &mut self,
         from: std::net::SocketAddr,
@@ -186,11 +190,7 @@ impl Outbox {
             dst_port: to.port(),
         };
         let length = repr.header_len() + payload.len();
-        let header = if to.is_ipv4() { 20 } else { 40 };
-        if header + length > usize::from(self.mtu) {
-            return false;
-        }
-        self.push_ip(from.ip(), to.ip(), IpProtocol::Udp, length, |buffer| {
+        let emit = |buffer: &mut [u8]| {
             repr.emit(
                 &mut UdpPacket::new_unchecked(buffer),
                 &from.ip().into(),
@@ -199,8 +199,70 @@ impl Outbox {
                 |body| body.copy_from_slice(payload),
                 &ChecksumCapabilities::default(),
             );
-        });
+        };
+        let header = if to.is_ipv4() { 20 } else { 40 };
+        if header + length <= usize::from(self.mtu) {
+            self.push_ip(from.ip(), to.ip(), IpProtocol::Udp, length, emit);
+            return true;
+        }
+        let largest = if to.is_ipv4() {
+            usize::from(u16::MAX) - header
+        } else {
+            usize::from(u16::MAX)
+        };
+        if length > largest {
+            return false;
+        }
+        let mut whole = vec![0; length];
+        emit(&mut whole);
+        self.push_pieces(from.ip(), to.ip(), &whole);
         true
+    }
+
+    /// Queues the pieces of a datagram (RFC 791, 3.2; RFC 8200, 4.5).
+    fn push_pieces(&mut self, from: IpAddr, to: IpAddr, whole: &[u8]) {
+        self.ident = self.ident.wrapping_add(1);
+        let ident = self.ident;
+        let extra = if to.is_ipv4() { 0 } else { 8 };
+        let header = if to.is_ipv4() { 20 } else { 40 };
+        let size = (usize::from(self.mtu) - header - extra) & !7;
+        for (index, piece) in whole.chunks(size).enumerate() {
+            let (start, end) = (index * size, index * size + piece.len());
+            let more = end < whole.len();
+            if to.is_ipv4() {
+                let header = IpRepr::new(
+                    from.into(),
+                    to.into(),
+                    IpProtocol::Udp,
+                    piece.len(),
+                    HOP_LIMIT,
+                );
+                self.push_packet(header.buffer_len(), |buffer| {
+                    header.emit(&mut *buffer, &ChecksumCapabilities::default());
+                    buffer[20..].copy_from_slice(piece);
+                    let mut packet = Ipv4Packet::new_unchecked(buffer);
+                    packet.set_ident(ident as u16);
+                    packet.set_dont_frag(false);
+                    packet.set_more_frags(more);
+                    packet.set_frag_offset(start as u16);
+                    packet.fill_checksum();
+                });
+            } else {
+                self.push_ip(
+                    from,
+                    to,
+                    IpProtocol::Ipv6Frag,
+                    extra + piece.len(),
+                    |buffer| {
+                        buffer[..2].copy_from_slice(&[IpProtocol::Udp.into(), 0]);
+                        let place = start as u16 | u16::from(more);
+                        buffer[2..4].copy_from_slice(&place.to_be_bytes());
+                        buffer[4..8].copy_from_slice(&ident.to_be_bytes());
+                        buffer[8..].copy_from_slice(piece);
+                    },
+                );
+            }
+        }
     }
 
     /// Says that a packet was refused by policy.

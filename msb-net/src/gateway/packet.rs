@@ -1,7 +1,7 @@
 //! One IP packet of the guest, taken apart.
 //!
-//! Read RFC 791 and RFC 8200. Fragments and IPv6 extension headers are told
-//! apart and not taken: nothing behind them has been judged.
+//! Read RFC 791 and RFC 8200. Pieces of packets, and packets with IPv6 extension
+//! headers, are told apart and not taken: `fragment.rs` makes plain ones of them.
 
 use std::net::IpAddr;
 
@@ -21,31 +21,45 @@ pub(super) struct Packet<'a> {
     pub(super) header: IpRepr,
 }
 
+/// Why a packet is not one that can be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// It is a piece of one, or has extension headers.
+    NotPlain,
+    Drop(DropReason),
+}
+
+impl From<DropReason> for Unfit {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
 impl<'a> Packet<'a> {
-    pub(super) fn parse(kind: EthernetProtocol, bytes: &'a [u8]) -> Result<Self, DropReason> {
-        match kind {
-            EthernetProtocol::Ipv4 => Self::parse_v4(bytes),
-            EthernetProtocol::Ipv6 => Self::parse_v6(bytes),
-            _ => Err(DropReason::UnknownProtocol),
-        }
-        .and_then(|packet| match packet.protocol {
-            IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts => {
-                Err(DropReason::UnknownProtocol)
-            }
-            IpProtocol::Ipv6Frag => Err(DropReason::Fragment),
+    pub(super) fn parse(kind: EthernetProtocol, bytes: &'a [u8]) -> Result<Self, Unfit> {
+        let packet = match kind {
+            EthernetProtocol::Ipv4 => Self::parse_v4(bytes)?,
+            EthernetProtocol::Ipv6 => Self::parse_v6(bytes)?,
+            _ => return Err(DropReason::UnknownProtocol.into()),
+        };
+        match packet.protocol {
+            IpProtocol::HopByHop
+            | IpProtocol::Ipv6Route
+            | IpProtocol::Ipv6Opts
+            | IpProtocol::Ipv6Frag => Err(Unfit::NotPlain),
             _ => Ok(packet),
-        })
+        }
     }
 
-    fn parse_v4(bytes: &'a [u8]) -> Result<Self, DropReason> {
+    fn parse_v4(bytes: &'a [u8]) -> Result<Self, Unfit> {
         let packet = Ipv4Packet::new_checked(bytes).map_err(|_| DropReason::Malformed)?;
         if packet.verify_checksum() && (packet.more_frags() || packet.frag_offset() != 0) {
-            return Err(DropReason::Fragment);
+            return Err(Unfit::NotPlain);
         }
         let checks = ChecksumCapabilities::default();
         let header = Ipv4Repr::parse(&packet, &checks).map_err(|_| DropReason::Malformed)?;
         let (start, end) = (packet.header_len().into(), packet.total_len().into());
-        Self::new(IpRepr::Ipv4(header), bytes, start, end)
+        Ok(Self::new(IpRepr::Ipv4(header), bytes, start, end)?)
     }
 
     fn parse_v6(bytes: &'a [u8]) -> Result<Self, DropReason> {

@@ -34,6 +34,11 @@ fn dns_response() {
 }
 
 #[test]
+fn reassembly() {
+    replay("reassembly", msb_net::fuzzing::reassembly);
+}
+
+#[test]
 fn gateway_frames() {
     replay("gateway_frames", msb_net::fuzzing::gateway_frames);
 }
