@@ -38,6 +38,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 65_520,
           value_parser = clap::value_parser!(u16).range(1280..=65_520))]
     pub(crate) mtu: u16,
+    /// The most the program may send each second
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) upload: Option<u64>,
+    /// The most the program may receive each second
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) download: Option<u64>,
+    /// The most connections and datagram flows that may be opened each second
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) opens: Option<u32>,
     /// The program and its arguments
     #[arg(
         value_name = "CMD",

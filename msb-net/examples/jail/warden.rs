@@ -28,6 +28,9 @@ const BY_SIGNAL: i32 = 128;
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
+    config.limits.upload = args.upload;
+    config.limits.download = args.download;
+    config.limits.opens = args.opens;
     let publish = ports(&args.publish)?;
     let journal = Journal::open(args.events.as_deref())?;
     // One thread: the gateway has its own, and this one only waits.

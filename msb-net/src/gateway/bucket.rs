@@ -37,6 +37,30 @@ impl Bucket {
         enough
     }
 
+    /// Takes tokens that were used already; the bucket may end up in debt.
+    pub(super) fn spend(&mut self, now: Duration, tokens: u64) {
+        self.fill(now);
+        self.level -= i128::from(tokens) * NANO;
+    }
+
+    /// Tells how many whole tokens there are.
+    pub(super) fn left(&mut self, now: Duration) -> u64 {
+        self.fill(now);
+        (self.level / NANO).max(0) as u64
+    }
+
+    /// Returns when there will be as many tokens, or as many as it holds.
+    pub(super) fn when(&mut self, now: Duration, tokens: u64) -> Duration {
+        self.fill(now);
+        let missing = i128::from(tokens.min(self.size)) * NANO - self.level;
+        if missing <= 0 {
+            return now;
+        }
+        let rate = i128::from(self.rate);
+        let nanos = (missing + rate - 1) / rate;
+        now + Duration::from_nanos(nanos.try_into().unwrap_or(u64::MAX))
+    }
+
     fn fill(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.at).as_nanos() as i128;
         let full = i128::from(self.size) * NANO;
@@ -56,8 +80,15 @@ mod tests {
         let mut bucket = Bucket::new(10, 5);
         let at = Duration::from_millis;
         assert!(bucket.take(at(0), 5) && !bucket.take(at(0), 1));
+        assert_eq!(bucket.when(at(0), 1), at(100));
         assert!(!bucket.take(at(99), 1) && bucket.take(at(100), 1));
-        assert!(!bucket.take(at(100_000), 6) && bucket.take(at(100_000), 5));
+        bucket.spend(at(100), 10);
+        assert_eq!(
+            (bucket.left(at(100)), bucket.when(at(100), 1)),
+            (0, at(1200))
+        );
+        assert_eq!(bucket.left(at(100_000)), 5, "no more than it holds");
+        assert_eq!(bucket.when(at(100_000), 500), at(100_000));
     }
 
     proptest! {
@@ -76,6 +107,8 @@ mod tests {
                 }
                 let allowed = u128::from(size) + now.as_nanos() * u128::from(rate) / 1_000_000_000;
                 prop_assert!(passed <= allowed);
+                let then = bucket.when(now, tokens);
+                prop_assert!(bucket.left(then) >= tokens.min(size));
             }
         }
     }

@@ -45,6 +45,10 @@ impl Gateway {
             self.events.dropped(DropReason::TooManyFlows);
             return None;
         }
+        if !self.throttle.may_open(now) {
+            self.events.dropped(DropReason::RateLimit);
+            return None;
+        }
         let guest = SocketAddr::new(self.config.guest_v4.into(), port);
         let far = self.own_end(|gateway, far| gateway.tcp.is_used(guest, far))?;
         self.open_inbound(now, id, (guest, far));
@@ -67,6 +71,10 @@ impl Gateway {
             Some(id) => id,
             None => {
                 let id = self.admit(Transport::Udp(port), peer)?;
+                if !self.throttle.may_open(now) {
+                    self.events.dropped(DropReason::RateLimit);
+                    return None;
+                }
                 let guest = SocketAddr::new(self.config.guest_v4.into(), port);
                 let far = self.own_end(|gateway, far| gateway.udp.is_used(guest, far))?;
                 self.insert_udp(now, id, (guest, far), Some(origin));

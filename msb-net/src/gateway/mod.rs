@@ -48,6 +48,7 @@ mod stack;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod timers;
 mod udp;
 
@@ -67,6 +68,7 @@ use self::outbox::Outbox;
 use self::packet::{Packet, Unfit};
 pub use self::path::PathError;
 use self::tcp::TcpTable;
+use self::throttle::Throttle;
 use self::timers::Timers;
 use self::udp::UdpTable;
 use crate::addr::{Faces, Group};
@@ -151,6 +153,14 @@ pub struct Limits {
     pub queries: usize,
     /// Bytes of answers that are kept to be given again.
     pub cache_memory: usize,
+    /// Bytes from the guest that are passed on each second, payloads only; `None`
+    /// is as many as can be. TCP flows wait, datagrams over it are lost.
+    pub upload: Option<u64>,
+    /// Bytes that are passed to the guest each second, in the same way.
+    pub download: Option<u64>,
+    /// TCP and UDP flows that may be opened each second, in either direction. One
+    /// more is refused.
+    pub opens: Option<u32>,
 }
 
 impl Default for Limits {
@@ -165,6 +175,9 @@ impl Default for Limits {
             tcp_memory: 512 * 1024 * 1024,
             queries: 256,
             cache_memory: 4 * 1024 * 1024,
+            upload: None,
+            download: None,
+            opens: None,
         }
     }
 }
@@ -266,6 +279,7 @@ pub struct Gateway {
     udp: UdpTable,
     echo: EchoTable,
     fragments: Fragments,
+    throttle: Throttle,
     dns: Resolver,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -287,6 +301,7 @@ impl Gateway {
             udp: UdpTable::default(),
             echo: EchoTable::default(),
             fragments: Fragments::default(),
+            throttle: Throttle::new(&config.limits),
             dns: Resolver::new(&config),
             timers: Timers::default(),
             actions: VecDeque::new(),
@@ -336,6 +351,7 @@ impl Gateway {
         if given_up > 0 {
             self.events.dropped_many(DropReason::Incomplete, given_up);
         }
+        self.release_held(now);
         while let Some(flow) = self.timers.pop(now) {
             if self.tcp.contains(flow) {
                 self.tcp_due(now, flow);
@@ -377,7 +393,9 @@ impl Gateway {
     /// `None` when nothing but an input can change anything.
     pub fn next_timeout(&self) -> Option<Duration> {
         let pieces = self.fragments.next_timeout();
-        self.timers.next().into_iter().chain(pieces).min()
+        let held = self.throttle.next_timeout();
+        let flows = self.timers.next();
+        flows.into_iter().chain(pieces).chain(held).min()
     }
 
     /// Returns how many TCP and UDP flows there are.

@@ -411,6 +411,12 @@ impl Sim {
         self.upstreams.values().next().unwrap()
     }
 
+    /// What all upstreams got.
+    pub(super) fn upstream_bytes(&self) -> usize {
+        let received = |upstream: &Upstream| upstream.received.len();
+        self.upstreams.values().map(received).sum()
+    }
+
     pub(super) fn guest_address(&self) -> IpAddr {
         self.interface.ipv4_addr().unwrap().into()
     }

@@ -17,6 +17,7 @@ use super::event::{DropReason, Ended, Event};
 use super::inspect::Unjudged;
 use super::packet::Packet;
 use super::stack::Stack;
+use super::throttle::Places;
 use super::{Action, Config, ConnectError, FlowId, Gateway, Limits, policy};
 use crate::{claim, dns};
 
@@ -90,6 +91,8 @@ pub(super) struct Told {
     pub(super) denied: bool,
     /// It is the guest that is being connected to, and it has not answered.
     opening: bool,
+    /// Where it is in line for what the guest may move.
+    places: Places,
     /// What the guest acknowledged while nothing but our end was outstanding.
     last_ack: Option<TcpSeqNumber>,
     /// The guest owes an acknowledgement, and was last heard of then.
@@ -229,12 +232,22 @@ impl Gateway {
         if told.unjudged.is_some() || told.denied {
             return 0;
         }
+        let (now, lane) = (self.clock, &mut self.throttle.up);
+        let place = &mut told.places.up;
+        let allowed = lane.left(now, place);
+        if allowed == 0 && socket.can_recv() {
+            told.readable = false;
+            lane.hold(now, id, place);
+            return 0;
+        }
         let taken = socket.recv(|bytes| {
+            let bytes = &bytes[..bytes.len().min(allowed)];
             let taken = if bytes.is_empty() { 0 } else { take(bytes) };
             let taken = taken.min(bytes.len());
             (taken, taken)
         });
         let taken = taken.unwrap_or(0);
+        lane.spend(now, place, taken);
         told.sent += taken as u64;
         told.readable = socket.recv_queue() > 0;
         if taken > 0 {
@@ -251,15 +264,25 @@ impl Gateway {
         let Some((socket, told)) = self.tcp.open(id) else {
             return self.read_server(id, fill);
         };
+        let (now, lane) = (self.clock, &mut self.throttle.down);
+        let place = &mut told.places.down;
+        let allowed = lane.left(now, place);
+        if allowed == 0 && socket.can_send() {
+            told.wants_room = true;
+            lane.hold(now, id, place);
+            return 0;
+        }
         let written = if socket.can_send() {
             socket.send(|room| {
-                let written = fill(room).min(room.len());
+                let length = room.len().min(allowed);
+                let written = fill(&mut room[..length]).min(length);
                 (written, written)
             })
         } else {
             Ok(0)
         };
         let written = written.unwrap_or(0);
+        lane.spend(now, place, written);
         told.received += written as u64;
         told.wants_room = !socket.can_send();
         if written > 0 {
@@ -348,6 +371,10 @@ impl Gateway {
         let full = self.tcp.len() >= self.config.limits.tcp_flows;
         if full || resolver && !self.has_room_for_stream(now) {
             self.events.dropped(DropReason::TooManyFlows);
+            return self.outbox.reset(packet, segment);
+        }
+        if !self.throttle.may_open(now) {
+            self.events.dropped(DropReason::RateLimit);
             return self.outbox.reset(packet, segment);
         }
         let syn = packet.bytes.into();
@@ -489,7 +516,7 @@ impl Gateway {
         told.opening &= matches!(socket.state(), State::SynSent | State::Closed);
         let held_back = told.unjudged.is_some() || told.denied;
         let actions = &mut self.actions;
-        if socket.can_recv() && !told.readable && !held_back {
+        if socket.can_recv() && !told.readable && !held_back && !told.places.up.held {
             told.readable = true;
             actions.push_back(Action::Readable(id));
         }
@@ -497,9 +524,17 @@ impl Gateway {
             told.shutdown = true;
             actions.push_back(Action::Shutdown(id));
         }
-        if told.wants_room && socket.can_send() {
+        if told.wants_room && socket.can_send() && !told.places.down.held {
             told.wants_room = false;
             actions.push_back(Action::Writable(id));
+        }
+    }
+
+    /// Takes a flow out of the line it waited in.
+    pub(super) fn let_on(&mut self, now: Duration, id: FlowId, change: impl FnOnce(&mut Places)) {
+        if let Some((_, told)) = self.tcp.open(id) {
+            change(&mut told.places);
+            self.notice(now, id);
         }
     }
 

@@ -4,6 +4,7 @@ mod ending;
 mod fuzzed;
 mod inbound;
 mod pieces;
+mod throttle;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

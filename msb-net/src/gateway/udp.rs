@@ -82,6 +82,9 @@ impl Gateway {
         let Some(flow) = self.udp.touch(now, id) else {
             return self.server_said(now, id, payload);
         };
+        if !self.throttle.down.pass(now, payload.len()) {
+            return self.events.dropped(DropReason::RateLimit);
+        }
         flow.received += payload.len() as u64;
         let (guest, far) = flow.ends;
         if !self.outbox.datagram(far, guest, payload) {
@@ -123,6 +126,9 @@ impl Gateway {
         if self.actions.len() >= MAX_ACTIONS {
             return self.events.dropped(DropReason::Overload);
         }
+        if !self.throttle.up.pass(now, datagram.payload().len()) {
+            return self.events.dropped(DropReason::RateLimit);
+        }
         let payload = datagram.payload().to_vec();
         let mut peer = None;
         if let Some(flow) = self.udp.touch(now, id) {
@@ -142,6 +148,10 @@ impl Gateway {
         let id = self.new_flow();
         let facts = self.facts(policy::Transport::Udp(ends.1.port()), ends.1.ip());
         self.judge(now, id, facts)?;
+        if !self.throttle.may_open(now) {
+            self.events.dropped(DropReason::RateLimit);
+            return None;
+        }
         self.insert_udp(now, id, ends, None);
         Some(id)
     }
