@@ -14,6 +14,7 @@
 
 mod boot;
 mod configure;
+mod dial;
 mod disks;
 mod exec;
 mod identity;

@@ -172,7 +172,8 @@ impl ExecHandle {
                     self.over = true;
                     return Ok(Some(ExecEvent::Exited(status)));
                 }
-                Some(Item::Event(_)) => {}
+                // The end of output comes as an event, too.
+                Some(Item::Event(_) | Item::Eof(_)) => {}
                 Some(Item::Reset) => {
                     self.over = true;
                     return Err(Error::gone("the guest gave the program up"));

@@ -36,6 +36,8 @@ pub(crate) struct End {
 pub(crate) enum Item {
     Data(Channel, Bytes),
     Event(StreamEvent),
+    /// Nothing more comes on the channel.
+    Eof(Channel),
     /// The guest gave the stream up.
     Reset,
 }
@@ -93,13 +95,18 @@ impl Link {
     /// Takes over a socket on which the supervisor has said that it is ready.
     pub(crate) fn start(socket: StdStream) -> Result<Self, Error> {
         let failed = |source| Error::Supervisor { source };
-        socket.set_nonblocking(true).map_err(failed)?;
-        let (read, write) = UnixStream::from_std(socket).map_err(failed)?.into_split();
+        Self::with(socket, HostEndpoint::new()).map_err(failed)
+    }
+
+    /// Takes over a socket at whose other end the agent is. Must be called in a runtime.
+    pub(crate) fn with(socket: StdStream, endpoint: HostEndpoint) -> std::io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let (read, write) = UnixStream::from_std(socket)?.into_split();
         let (asks, inbox) = mpsc::unbounded_channel();
         let (end_sender, end) = watch::channel(None);
         tokio::spawn(async move {
             let task = Task {
-                endpoint: HostEndpoint::new(),
+                endpoint,
                 out: BytesMut::new(),
                 hang_up: false,
                 streams: HashMap::new(),
@@ -256,8 +263,9 @@ impl Task {
                     self.streams.remove(&stream);
                 }
                 HostEvent::Writable { stream } => self.feed(stream),
-                // The end of output comes as an event; control is the supervisor's.
-                HostEvent::Eof { .. } | HostEvent::Control(_) => {}
+                HostEvent::Eof { stream, channel } => self.pass(stream, Item::Eof(channel)),
+                // Control is the supervisor's.
+                HostEvent::Control(_) => {}
             }
         }
         Ok(())

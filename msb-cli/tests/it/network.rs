@@ -1,7 +1,7 @@
 //! The network of a sandbox: what its policy lets through, what it does not, and what
 //! can be seen of both. Everything stays on this host's loopback.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -262,6 +262,43 @@ fn a_published_port_reaches_the_guest() {
     until("the port is free again", || {
         TcpListener::bind(place).is_ok()
     });
+}
+
+#[test]
+fn a_service_on_the_guests_loopback_is_reached_too() {
+    let lab = Lab::shared();
+    let script = "mkdir /www; seq 1 100000 > /www/numbers; busybox httpd -p 127.0.0.1:80 -h /www; \
+                  echo up; sleep 1000";
+    let (mut child, place) = serve(&lab, "0:80", script);
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.take().expect("stdout"));
+    output.read_line(&mut line).expect("the guest serves");
+    let numbers: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(place).expect("connect");
+        let request = b"GET /numbers HTTP/1.0\r\n\r\n";
+        client.write_all(request).expect("write");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("read");
+        let body = answer.split_once("\r\n\r\n").expect("a head and a body").1;
+        assert!(body == numbers, "{} bytes", body.len());
+    }
+    child.kill().expect("kill");
+    let _ = wait(child);
+}
+
+#[test]
+fn a_client_of_a_port_that_nobody_serves_is_reset() {
+    let lab = Lab::shared();
+    let (mut child, place) = serve(&lab, "0:80", "echo up; sleep 1000");
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.take().expect("stdout"));
+    output.read_line(&mut line).expect("the guest runs");
+    let mut client = TcpStream::connect(place).expect("connect");
+    let error = client.read(&mut [0]).expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    child.kill().expect("kill");
+    let _ = wait(child);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
+use super::dial::Dial;
 use super::exec::Exec;
 use super::link::Link;
 use super::sys;
@@ -56,6 +57,7 @@ pub(super) struct Session {
     world: World,
     execs: BTreeMap<StreamId, Exec>,
     by_pid: BTreeMap<i32, StreamId>,
+    dials: BTreeMap<StreamId, Dial>,
     children: OwnedFd,
     syncs: Syncs,
     stopping: Option<Stopping>,
@@ -83,6 +85,7 @@ enum Source {
     Synced,
     Input(StreamId),
     Output(StreamId, Channel),
+    Dial(StreamId),
 }
 
 impl Session {
@@ -93,6 +96,7 @@ impl Session {
             world,
             execs: BTreeMap::new(),
             by_pid: BTreeMap::new(),
+            dials: BTreeMap::new(),
             children: sys::child_signals()?,
             syncs: Syncs {
                 done: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -132,6 +136,7 @@ impl Session {
                         }
                     }
                     Source::Output(stream, channel) => self.pump(stream, channel, &mut buffer),
+                    Source::Dial(stream) => self.turn(stream, &mut buffer),
                 }
             }
         }
@@ -182,6 +187,14 @@ impl Session {
                 }
             }
         }
+        for (stream, dial) in &self.dials {
+            let output =
+                pending < MAX_OUTPUT && self.endpoint.capacity(*stream, Channel::Stdout) > 0;
+            if let Some((fd, flags)) = dial.waiting(output) {
+                sources.push(Source::Dial(*stream));
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+            }
+        }
         sources.push(Source::Children);
         fds.push(PollFd::new(&self.children, PollFlags::IN));
 
@@ -218,19 +231,31 @@ impl Session {
                     exec.command(command);
                 }
             }
-            GuestEvent::Data { stream, data } => match self.execs.get_mut(&stream) {
-                Some(exec) => exec.take_input(data, &mut self.endpoint),
-                None => self.endpoint.consumed(stream, data.len()),
-            },
+            GuestEvent::Data { stream, data } => {
+                if let Some(exec) = self.execs.get_mut(&stream) {
+                    exec.take_input(data, &mut self.endpoint);
+                } else if let Some(dial) = self.dials.get_mut(&stream) {
+                    dial.take_input(data, &mut self.endpoint);
+                } else {
+                    self.endpoint.consumed(stream, data.len());
+                }
+            }
             GuestEvent::Eof { stream } => {
                 if let Some(exec) = self.execs.get_mut(&stream) {
                     exec.end_input(&mut self.endpoint);
+                } else if let Some(dial) = self.dials.get_mut(&stream) {
+                    dial.end_input();
+                    // Without bytes that wait for the socket nothing would tell it so.
+                    self.turn(stream, &mut []);
                 }
             }
             GuestEvent::Closed { stream, .. } => {
                 if let Some(exec) = self.execs.remove(&stream) {
                     exec.signal(Signal::KILL, true);
                     self.by_pid.remove(&exec.pid());
+                }
+                if let Some(dial) = self.dials.remove(&stream) {
+                    dial.abandon();
                 }
             }
             // The loop looks for credit itself.
@@ -243,15 +268,23 @@ impl Session {
             self.endpoint.reset(stream, ResetCode::ShuttingDown);
             return;
         }
-        let Request::Exec(request) = request;
-        let event = match Exec::start(stream, request, &self.world) {
-            Ok(exec) => {
-                let pid = exec.pid();
-                self.by_pid.insert(pid, stream);
-                self.execs.insert(stream, exec);
-                StreamEvent::Started { pid: pid as u32 }
-            }
-            Err(error) => StreamEvent::Failed(error),
+        let event = match request {
+            Request::Exec(request) => match Exec::start(stream, request, &self.world) {
+                Ok(exec) => {
+                    let pid = exec.pid();
+                    self.by_pid.insert(pid, stream);
+                    self.execs.insert(stream, exec);
+                    StreamEvent::Started { pid: pid as u32 }
+                }
+                Err(error) => StreamEvent::Failed(error),
+            },
+            Request::Dial { port } => match Dial::start(stream, *port) {
+                Ok(dial) => {
+                    self.dials.insert(stream, dial);
+                    return;
+                }
+                Err(event) => event,
+            },
         };
         // It was opened by this very event, so it is open.
         let _ = self.endpoint.event(stream, &event);
@@ -275,6 +308,14 @@ impl Session {
         if let Some(exec) = self.execs.get_mut(&stream) {
             exec.pump_output(channel, buffer, &mut self.endpoint);
             self.settle(stream);
+        }
+    }
+
+    /// Moves bytes of a connection.
+    fn turn(&mut self, stream: StreamId, buffer: &mut [u8]) {
+        let dial = self.dials.get_mut(&stream);
+        if dial.is_some_and(|dial| !dial.turn(buffer, &mut self.endpoint)) {
+            self.dials.remove(&stream);
         }
     }
 

@@ -74,7 +74,7 @@ impl GuestEndpoint {
     /// Makes the guest's end of a link on which the setup phase is over.
     pub fn new() -> GuestEndpoint {
         GuestEndpoint {
-            mux: Mux::new(Side::Guest),
+            mux: Mux::new(Side::Guest, StreamId::FIRST),
         }
     }
 
@@ -126,7 +126,7 @@ impl GuestEndpoint {
     /// # Errors
     /// [`Error::NotOpen`].
     pub fn event(&mut self, stream: StreamId, event: &StreamEvent) -> Result<(), Error> {
-        if let StreamEvent::Exited(_) = event {
+        if let StreamEvent::Exited(_) | StreamEvent::HungUp = event {
             self.mux.finish(stream, Channel::Stdout)?;
             self.mux.finish(stream, Channel::Stderr)?;
         }

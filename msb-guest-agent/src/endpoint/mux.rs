@@ -4,6 +4,7 @@
 //! decode them and know which side may say what.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -32,12 +33,14 @@ pub(super) struct Mux {
     assembling: usize,
     /// Streams that are not `local_done`.
     open: usize,
+    /// The numbers of streams that this side opens.
+    ids: RangeInclusive<u32>,
     next_id: u32,
     failed: Option<Error>,
 }
 
 impl Mux {
-    pub(super) fn new(side: Side) -> Mux {
+    pub(super) fn new(side: Side, ids: RangeInclusive<u32>) -> Mux {
         Mux {
             side,
             decoder: FrameDecoder::new(),
@@ -46,7 +49,8 @@ impl Mux {
             control_parts: Vec::new(),
             assembling: 0,
             open: 0,
-            next_id: 1,
+            next_id: *ids.start(),
+            ids,
             failed: None,
         }
     }
@@ -356,15 +360,24 @@ impl Mux {
         if self.streams.len() >= MAX_STREAMS {
             return Err(Error::TooManyStreams { max: MAX_STREAMS });
         }
-        let mut stream = StreamId(self.next_id);
-        while stream.is_control() || self.streams.contains_key(&stream) {
-            stream = StreamId(stream.0.wrapping_add(1));
+        while self.streams.contains_key(&StreamId(self.next_id)) {
+            self.next_id = self.following(self.next_id);
         }
-        self.next_id = stream.0.wrapping_add(1);
+        let stream = StreamId(self.next_id);
+        self.next_id = self.following(self.next_id);
         self.streams.insert(stream, Stream::new(false));
         self.open += 1;
         put_message(&mut self.out, Kind::Open, stream, request);
         Ok(stream)
+    }
+
+    /// The number after `id` among those that are this endpoint's to give.
+    fn following(&self, id: u32) -> u32 {
+        if id == *self.ids.end() {
+            *self.ids.start()
+        } else {
+            id + 1
+        }
     }
 
     pub(super) fn control(&mut self, message: &[u8]) {

@@ -10,6 +10,13 @@ use super::{ByteString, Errno};
 pub enum Request {
     /// Run a command.
     Exec(ExecRequest),
+    /// Connect to a service that listens on the guest's loopback address. What the host
+    /// sends on [`Stdin`](crate::wire::Channel::Stdin) goes to it, what it sends comes on
+    /// [`Stdout`](crate::wire::Channel::Stdout).
+    Dial {
+        /// Its TCP port.
+        port: u16,
+    },
 }
 
 /// A command to run.
@@ -97,7 +104,7 @@ pub enum StreamCommand {
     Resize(TtySize),
 }
 
-/// What happened to a command.
+/// What happened to a command or a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum StreamEvent {
@@ -110,12 +117,18 @@ pub enum StreamEvent {
     Exited(ExitStatus),
     /// It could not be run. The stream closes.
     Failed(ExecError),
+    /// The service took the connection. Comes before its bytes.
+    Connected,
+    /// It did not. The stream closes.
+    NotConnected(Errno),
+    /// Both ends of the connection have said everything. The stream closes.
+    HungUp,
 }
 
 impl StreamEvent {
     /// Tells whether the stream closes with this event.
     pub fn is_last(&self) -> bool {
-        !matches!(self, StreamEvent::Started { .. })
+        !matches!(self, StreamEvent::Started { .. } | StreamEvent::Connected)
     }
 }
 

@@ -181,6 +181,10 @@ fn stream_messages() {
     );
     pin(StreamEvent::Started { pid: 300 }, "00 ac02");
     pin(StreamEvent::Exited(ExitStatus::Code(3)), "01 00 03");
+    pin(StreamEvent::Connected, "03");
+    pin(StreamEvent::NotConnected(Errno(111)), "04 de01");
+    pin(StreamEvent::HungUp, "05");
+    pin(Request::Dial { port: 300 }, "01 ac02");
     let killed = ExitStatus::Signal {
         signal: 9,
         core_dumped: false,

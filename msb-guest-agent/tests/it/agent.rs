@@ -1,5 +1,6 @@
 //! The agent's session phase: a real process at the other end of a socket.
 
+mod dial;
 mod harness;
 
 use harness::{Agent, Run, WithStdin};

@@ -11,6 +11,7 @@
 //!                         └──────────► failed
 //! ```
 
+mod dial;
 mod network;
 mod relay;
 mod start;

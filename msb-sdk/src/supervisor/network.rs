@@ -13,8 +13,9 @@ use msb_net::policy::Policy;
 use msb_net::publish::Publish;
 use msb_net::shell::{Events, Link, Network, Options, host_addresses, host_resolvers};
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use super::dial;
 use super::start::{Failure, random};
 use crate::control::{self, FromSupervisor};
 use crate::spec::SandboxSpec;
@@ -73,9 +74,15 @@ impl Wiring {
         let link = vm
             .take_network()
             .ok_or_else(|| Failure::bug("the machine has no network card"))?;
-        let (network, events) =
-            Network::spawn(Options::new(self.config), Link::stream(link)).map_err(net)?;
-        Ok(Wire { network, events })
+        let (handover, refused) = dial::channel();
+        let mut options = Options::new(self.config);
+        options.fallback = Some(Box::new(handover));
+        let (network, events) = Network::spawn(options, Link::stream(link)).map_err(net)?;
+        Ok(Wire {
+            network,
+            events,
+            refused: Some(refused),
+        })
     }
 }
 
@@ -109,9 +116,16 @@ fn spec(config: &Config, mac: Mac) -> NetworkSpec {
 pub(super) struct Wire {
     network: Network,
     events: Events,
+    /// Clients of published ports whom the guest refused.
+    refused: Option<mpsc::Receiver<dial::Client>>,
 }
 
 impl Wire {
+    /// Takes the clients that the guest refused, to be served in another way; once.
+    pub(super) fn take_refused(&mut self) -> Option<mpsc::Receiver<dial::Client>> {
+        self.refused.take()
+    }
+
     /// Offers the guest's ports on the host; says where it listens for each.
     pub(super) fn publish(&self, ports: &[String]) -> Result<Vec<(SocketAddr, u16)>, Failure> {
         let mut all = Vec::new();
@@ -140,6 +154,7 @@ impl Wire {
         let Self {
             network,
             mut events,
+            refused: _,
         } = self;
         let policy = network.policy().clone();
         network.stop();

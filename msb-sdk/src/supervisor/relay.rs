@@ -22,8 +22,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 
+use super::dial;
 use super::network::Wire;
 use crate::control::{self, ToSupervisor};
 
@@ -52,14 +53,26 @@ pub(super) fn run(
         // Borrowed halves: the last word to the creator is said after the relay.
         let (from_creator, to_creator) = creator.split();
         let (from_agent, to_agent) = agent.split();
+        let to_agent = Mutex::new(to_agent);
+        let (dials, dialling) = StdStream::pair()?;
+        dials.set_nonblocking(true)?;
+        let mut dials = UnixStream::from_std(dials)?;
+        let (from_dials, to_dials) = dials.split();
+        let refused = wire.take_refused();
         // Set when the agent says that everything is flushed.
         let (done, shutdown_done) = watch::channel(false);
         // Set when the creator wants to know what the network does.
         let (watched, wanted) = watch::channel(false);
         let messages = Messages { wire, wanted };
+        let hosts = Hosts {
+            creator: to_creator,
+            dials: to_dials,
+        };
         io::Result::Ok(tokio::select! {
-            end = downwards(from_creator, to_agent, shutdown_done, watched) => end,
-            end = upwards(from_agent, to_creator, done, messages) => end,
+            end = downwards(from_creator, &to_agent, shutdown_done, watched) => end,
+            end = sideways(from_dials, &to_agent) => end,
+            end = upwards(from_agent, hosts, done, messages) => end,
+            () = dial(dialling, refused) => asked("its ports are served by nobody"),
         })
     })?;
     drop(runtime);
@@ -96,7 +109,7 @@ fn asked(why: &str) -> End {
 /// From the creator to the agent.
 async fn downwards(
     mut creator: ReadHalf<'_>,
-    mut agent: WriteHalf<'_>,
+    agent: &Mutex<WriteHalf<'_>>,
     mut shut_down: watch::Receiver<bool>,
     watched: watch::Sender<bool>,
 ) -> End {
@@ -112,7 +125,7 @@ async fn downwards(
             match decoder.next_frame() {
                 Ok(Some(frame)) if frame.stream.is_control() => match control::decode(&frame) {
                     Some(ToSupervisor::Stop { grace_ms }) => {
-                        shutdown(&mut agent, &mut shut_down, grace_ms).await;
+                        shutdown(agent, &mut shut_down, grace_ms).await;
                         return asked("stopped");
                     }
                     Some(ToSupervisor::WatchNetwork) => drop(watched.send_replace(true)),
@@ -123,13 +136,19 @@ async fn downwards(
                         );
                     }
                 },
+                Ok(Some(frame)) if frame.stream.is_second() => {
+                    return (
+                        "its creator used a stream that is not its own".into(),
+                        false,
+                    );
+                }
                 Ok(Some(frame)) => frame.encode(&mut out),
                 Ok(None) => break,
                 Err(error) => return (format!("its creator broke the protocol: {error}"), false),
             }
         }
         tokio::select! {
-            written = agent.write_all(&out) => if written.is_err() {
+            written = put(agent, &out) => if written.is_err() {
                 // The machine is ending; the other direction says so.
                 hung_up(&creator).await;
                 return asked("its creator ended");
@@ -137,6 +156,41 @@ async fn downwards(
             () = hung_up(&creator) => return asked("its creator ended"),
         }
         out.clear();
+    }
+}
+
+/// Writes whole frames, which two sides send.
+async fn put(agent: &Mutex<WriteHalf<'_>>, frames: &[u8]) -> io::Result<()> {
+    agent.lock().await.write_all(frames).await
+}
+
+/// From the connections to the guest's loopback to the agent.
+async fn sideways(mut dials: ReadHalf<'_>, agent: &Mutex<WriteHalf<'_>>) -> End {
+    let mut decoder = FrameDecoder::new();
+    let mut out = BytesMut::new();
+    loop {
+        decoder.buffer_mut().reserve(CHUNK);
+        let read = dials.read_buf(decoder.buffer_mut()).await;
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            frame.encode(&mut out);
+        }
+        // Whoever makes the connections gives up only if the guest says what makes no sense.
+        if !matches!(read, Ok(1..)) {
+            return ("the guest broke the protocol".into(), false);
+        }
+        if put(agent, &out).await.is_err() {
+            // The machine is ending; the other direction says so.
+            std::future::pending::<()>().await;
+        }
+        out.clear();
+    }
+}
+
+/// Makes the connections.
+async fn dial(socket: StdStream, refused: Option<mpsc::Receiver<dial::Client>>) {
+    match refused {
+        Some(clients) => dial::serve(socket, clients).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -151,7 +205,7 @@ async fn hung_up(creator: &ReadHalf<'_>) {
 }
 
 /// Asks the agent to shut down and waits until it has, within bounds.
-async fn shutdown(agent: &mut WriteHalf<'_>, done: &mut watch::Receiver<bool>, grace_ms: u32) {
+async fn shutdown(agent: &Mutex<WriteHalf<'_>>, done: &mut watch::Receiver<bool>, grace_ms: u32) {
     let message = message::encode(&HostMessage::Shutdown { grace_ms });
     let Ok(frame) = Frame::new(Kind::Control, StreamId::CONTROL, message.into()) else {
         return;
@@ -160,7 +214,7 @@ async fn shutdown(agent: &mut WriteHalf<'_>, done: &mut watch::Receiver<bool>, g
     frame.encode(&mut out);
     let limit = Duration::from_millis(u64::from(grace_ms)) + FLUSH_TIME;
     let _ = tokio::time::timeout(limit, async {
-        if agent.write_all(&out).await.is_ok() {
+        if put(agent, &out).await.is_ok() {
             let _ = done.wait_for(|done| *done).await;
         }
     })
@@ -173,15 +227,22 @@ struct Messages<'a> {
     wanted: watch::Receiver<bool>,
 }
 
-/// From the agent to the creator.
+/// The two that have streams with the agent.
+struct Hosts<'a> {
+    creator: WriteHalf<'a>,
+    dials: WriteHalf<'a>,
+}
+
+/// From the agent to the creator and the connections.
 async fn upwards(
     mut agent: ReadHalf<'_>,
-    mut creator: WriteHalf<'_>,
+    mut hosts: Hosts<'_>,
     shut_down: watch::Sender<bool>,
     mut messages: Messages<'_>,
 ) -> End {
     let mut decoder = FrameDecoder::new();
     let mut out = BytesMut::new();
+    let mut for_dials = BytesMut::new();
     loop {
         decoder.buffer_mut().reserve(CHUNK);
         tokio::select! {
@@ -201,15 +262,21 @@ async fn upwards(
                         shut_down.send_replace(true);
                     }
                 }
+                Ok(Some(frame)) if frame.stream.is_second() => frame.encode(&mut for_dials),
                 Ok(Some(frame)) => frame.encode(&mut out),
                 Ok(None) => break,
                 Err(error) => return (format!("the guest broke the protocol: {error}"), false),
             }
         }
-        if creator.write_all(&out).await.is_err() {
+        if hosts.creator.write_all(&out).await.is_err() {
             return asked("its creator ended");
         }
         out.clear();
+        // They are always read, whatever waits to be written.
+        if hosts.dials.write_all(&for_dials).await.is_err() {
+            return ("the guest broke the protocol".into(), false);
+        }
+        for_dials.clear();
     }
 }
 
@@ -225,7 +292,8 @@ mod tests {
         let (mut agent, _never_read) = UnixStream::pair().expect("pair");
         let (_done, shut_down) = watch::channel(false);
         let (watched, _wanted) = watch::channel(false);
-        let relaying = downwards(theirs.split().0, agent.split().1, shut_down, watched);
+        let agent = Mutex::new(agent.split().1);
+        let relaying = downwards(theirs.split().0, &agent, shut_down, watched);
         let flood = async {
             let payload = vec![0; MAX_PAYLOAD].into();
             let frame = Frame::new(Kind::Data, StreamId(1), payload).expect("frame");

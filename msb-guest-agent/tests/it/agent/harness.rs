@@ -57,6 +57,8 @@ struct Stream {
     result: Option<Result<ExitStatus, ExecError>>,
     closed: bool,
     reset: Option<ResetCode>,
+    /// The errno of a connection that did not come about.
+    not_connected: Option<i32>,
     /// Output is not acknowledged; this much is owed.
     held: Option<[usize; 3]>,
     input: Vec<u8>,
@@ -112,6 +114,21 @@ impl Agent {
         self.streams.insert(stream, Stream::default());
         self.flush();
         stream
+    }
+
+    pub(crate) fn dial(&mut self, port: u16) -> StreamId {
+        let stream = self.endpoint.open(&Request::Dial { port }).unwrap();
+        self.streams.insert(stream, Stream::default());
+        self.flush();
+        stream
+    }
+
+    pub(crate) fn is_closed(&self, stream: StreamId) -> bool {
+        self.streams[&stream].closed
+    }
+
+    pub(crate) fn not_connected(&self, stream: StreamId) -> Option<i32> {
+        self.streams[&stream].not_connected
     }
 
     pub(crate) fn send(&mut self, stream: StreamId, data: &[u8]) {
@@ -270,6 +287,9 @@ impl Agent {
             HostEvent::Stream { stream, event } => match event {
                 StreamEvent::Exited(status) => self.stream(stream).result = Some(Ok(status)),
                 StreamEvent::Failed(error) => self.stream(stream).result = Some(Err(error)),
+                StreamEvent::NotConnected(errno) => {
+                    self.stream(stream).not_connected = Some(errno.0);
+                }
                 _ => {}
             },
             HostEvent::Closed { stream, reset } => {
