@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("msb: cannot start: {error}");
+            terminal::complain(&format!("msb: cannot start: {error}"));
             return ExitCode::from(OWN_FAILURE);
         }
     };
@@ -107,8 +107,8 @@ fn report(failure: &Failure) {
         }
         Failure::Usage { message, hint } => (message.clone(), hint.clone()),
     };
-    eprintln!("msb: {message}");
+    terminal::complain(&format!("msb: {message}"));
     if let Some(hint) = hint {
-        eprintln!("hint: {hint}");
+        terminal::complain(&format!("hint: {hint}"));
     }
 }

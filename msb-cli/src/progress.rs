@@ -166,7 +166,7 @@ impl Shown {
     fn line(&self, text: &str) {
         match &self.bars {
             Some(bars) => drop(bars.println(text)),
-            None => eprintln!("{text}"),
+            None => terminal::complain(text),
         }
     }
 }

@@ -1,10 +1,12 @@
-//! The user's terminal: raw mode and size.
+//! The user's terminal: lines, raw mode and size.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use msb_sdk::TtySize;
 use rustix::stdio::{stdin, stdout};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+use crate::Failure;
 
 /// A terminal's size when there is none to ask.
 const FALLBACK: TtySize = TtySize { rows: 24, cols: 80 };
@@ -39,6 +41,24 @@ pub(crate) fn size() -> TtySize {
         },
         _ => FALLBACK,
     }
+}
+
+/// Prints a line on standard output. A reader that has seen enough, such as
+/// `head`, is no failure; a full disk is.
+pub(crate) fn say(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Usage {
+            message: format!("cannot write to standard output: {error}"),
+            hint: None,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line on standard error; there is no place to complain about it.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// Whether standard input is a terminal.

@@ -217,7 +217,9 @@ impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Error::NotInStore { .. } => "pull the image first, or allow pulling".to_owned(),
+            Error::NotInStore { .. } => {
+                "check the name against the list of images, or pull the image first".to_owned()
+            }
             Error::InUse { .. } => "stop the sandboxes that run it, then try again".to_owned(),
             Error::NotAnArchive { .. } => {
                 "an OCI layout (directory or tar) or the output of `docker save` is wanted".to_owned()
@@ -255,9 +257,7 @@ impl Error {
             }
             Error::TooLarge { .. } => "raise the limit if the image is trusted".to_owned(),
             Error::DiskFull { .. } => "remove images that are not needed, or free space on the disk".to_owned(),
-            Error::Store { source, path, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                format!("make {} readable and writable for this user, or choose another directory", path.display())
-            }
+            Error::Store { source, path, .. } => return store_hint(source.kind(), path),
             Error::Damaged { path, .. } => {
                 format!("remove {} and pull the image again", path.display())
             }
@@ -280,6 +280,23 @@ impl Error {
     }
 }
 
+fn store_hint(kind: io::ErrorKind, path: &Path) -> Option<String> {
+    let path = path.display();
+    Some(match kind {
+        io::ErrorKind::PermissionDenied => {
+            format!("make {path} readable and writable for this user, or choose another directory")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("make the file system of {path} writable, or choose another directory")
+        }
+        io::ErrorKind::NotADirectory => {
+            "a file is where a directory should be; remove it or choose another directory"
+                .to_owned()
+        }
+        _ => return None,
+    })
+}
+
 fn said(message: &str) -> String {
     if message.is_empty() {
         String::new()
@@ -293,5 +310,25 @@ fn list(offered: &[String]) -> String {
         "nothing".to_owned()
     } else {
         offered.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+    use std::io::{self, ErrorKind};
+    use std::path::Path;
+
+    #[test]
+    fn a_store_in_a_bad_place_has_a_remedy() {
+        for (kind, part) in [
+            (ErrorKind::PermissionDenied, "writable for this user"),
+            (ErrorKind::ReadOnlyFilesystem, "file system of /s writable"),
+            (ErrorKind::NotADirectory, "a file is where a directory"),
+            (ErrorKind::StorageFull, "free space"),
+        ] {
+            let error = Error::store("open", Path::new("/s"), io::Error::from(kind));
+            assert!(error.hint().unwrap().contains(part), "{kind}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::layer::printable;
 use crate::{Digest, Error};
 
 /// The registry that names without one belong to.
@@ -106,7 +107,7 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Reference, Error> {
         parse(text).map_err(|reason| Error::InvalidReference {
-            reference: text.chars().take(300).collect(),
+            reference: printable(text.as_bytes()),
             reason,
         })
     }
@@ -287,6 +288,12 @@ mod tests {
 
     fn full(text: &str) -> String {
         text.parse::<Reference>().unwrap().to_string()
+    }
+
+    #[test]
+    fn errors_are_fit_for_a_terminal() {
+        let error = "a\u{1b}[31mb".parse::<Reference>().unwrap_err().to_string();
+        assert!(error.contains(r"a\u{1b}[31mb"), "{error}");
     }
 
     #[test]

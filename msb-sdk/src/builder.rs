@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use msb_guest_agent::wire::FrameDecoder;
@@ -195,10 +196,34 @@ impl SandboxBuilder {
                 // The supervisor removes the folder, unless it was killed.
                 drop((socket, dir));
                 state::sweep(&home);
-                Err(error)
+                Err(suspect_disk(error, free_mib(home.path()), home.path()))
             }
         }
     }
+}
+
+/// Free space, MiB, that a start needs at the most: a machine template takes
+/// fifty.
+const ENOUGH_MIB: u64 = 96;
+
+/// A VMM whose memory is a file on a full disk ends without a word: what can
+/// be said is how full the disk is.
+fn suspect_disk(mut error: Error, free_mib: Option<u64>, home: &Path) -> Error {
+    if let (Error::Start { hint, .. }, Some(free @ ..ENOUGH_MIB)) = (&mut error, free_mib) {
+        hint.get_or_insert_with(|| {
+            format!(
+                "only {free} MiB are free at {}, which may be why: free some space, or set \
+                 MSB_HOME to a folder on another disk",
+                home.display()
+            )
+        });
+    }
+    error
+}
+
+fn free_mib(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize) >> 20)
 }
 
 impl std::fmt::Debug for SandboxBuilder {
@@ -243,5 +268,26 @@ fn await_ready(socket: &mut UnixStream, progress: &dyn Fn(Progress)) -> Result<R
 fn protocol() -> Error {
     Error::Supervisor {
         source: io::Error::new(io::ErrorKind::InvalidData, "its answer makes no sense"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_does_not_start_on_a_full_disk_is_told_so() {
+        let told = |hint: Option<&str>, free_mib| {
+            let error = Error::Start {
+                reason: "the VMM was killed by signal 7".into(),
+                hint: hint.map(Into::into),
+            };
+            suspect_disk(error, free_mib, Path::new("/state")).hint()
+        };
+        let hint = told(None, Some(3)).expect("a hint");
+        assert!(hint.contains("only 3 MiB are free at /state"), "{hint}");
+        assert_eq!(told(None, Some(ENOUGH_MIB)), None);
+        assert_eq!(told(None, None), None);
+        assert_eq!(told(Some("known"), Some(3)).as_deref(), Some("known"));
     }
 }

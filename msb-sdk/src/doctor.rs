@@ -1,9 +1,14 @@
 //! What works on this host, what does not, and why.
 
+use std::path::Path;
+
 use msb_oci::Store;
 use msb_vmm::{Engine, EngineOptions, Isolation};
 
-use crate::home::{GuestBundle, Home};
+use rustix::fs::Access;
+
+use crate::error::Error;
+use crate::home::{GuestBundle, Home, unusable};
 use crate::supervisor;
 
 /// How one thing stands.
@@ -45,9 +50,18 @@ pub fn examine(home: &Home) -> Vec<Finding> {
 fn state_folder(home: &Home) -> Finding {
     let name = "state";
     match Store::open(home.path()) {
-        Ok(_) => good(name, home.path().display().to_string()),
+        Ok(_) => match writable(home.path()) {
+            Ok(()) => good(name, home.path().display().to_string()),
+            Err(error) => missing(name, error.to_string(), error.hint()),
+        },
         Err(error) => missing(name, error.to_string(), error.hint()),
     }
+}
+
+/// A store that is there already can be opened on a read-only file system, too.
+fn writable(path: &Path) -> Result<(), Error> {
+    rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|errno| unusable(path, errno.into()))
 }
 
 fn guest(home: &Home) -> Finding {
@@ -162,6 +176,14 @@ fn missing(name: &'static str, detail: String, hint: Option<String>) -> Finding 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_home_that_cannot_be_written_is_no_home() {
+        let error = writable(Path::new("/proc/self")).expect_err("nobody writes there");
+        assert!(error.to_string().contains("/proc/self"), "{error}");
+        let dir = tempfile::tempdir().expect("tempdir");
+        writable(dir.path()).expect("a folder of one's own");
+    }
 
     #[test]
     fn a_home_that_cannot_be_made_is_found_missing() {

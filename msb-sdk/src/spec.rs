@@ -87,6 +87,9 @@ impl SandboxSpec {
             .map_err(|error| invalid("the number of cpus", &self.cpus, &error))?;
         msb_vmm::MemorySize::from_mib(u64::from(self.memory_mib))
             .map_err(|error| invalid("the memory", &format!("{} MiB", self.memory_mib), &error))?;
+        check_fits(self.memory_mib, host_memory_mib()).map_err(|reason| {
+            invalid("the memory", &format!("{} MiB", self.memory_mib), &reason)
+        })?;
         if let Some(mib) = self.disk_mib
             && !(MIN_DISK_MIB..=MAX_DISK_MIB).contains(&mib)
         {
@@ -130,6 +133,22 @@ impl SandboxSpec {
     }
 }
 
+/// Memory and swap of this host, MiB.
+fn host_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    let units = info.totalram.saturating_add(info.totalswap);
+    (units as u64).saturating_mul(u64::from(info.mem_unit)) >> 20
+}
+
+/// A guest need not get all its memory, but never more than there is.
+fn check_fits(memory_mib: u32, host_mib: u64) -> Result<(), String> {
+    if u64::from(memory_mib) <= host_mib {
+        Ok(())
+    } else {
+        Err(format!("this host has {host_mib} MiB"))
+    }
+}
+
 /// Checks a name: it becomes a folder and a host name.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let reason = if name.is_empty() {
@@ -161,6 +180,20 @@ mod tests {
             image: "busybox".into(),
             ..SandboxSpec::new("demo".into())
         }
+    }
+
+    #[test]
+    fn more_memory_than_the_host_has_is_refused() {
+        assert_eq!(check_fits(512, 512), Ok(()));
+        assert_eq!(
+            check_fits(513, 512),
+            Err("this host has 512 MiB".to_owned())
+        );
+        assert!(host_memory_mib() >= 64);
+        let mut spec = SandboxSpec::new("demo".into());
+        spec.memory_mib = 1 << 20;
+        // A host with a tebibyte may well be asked for it.
+        assert_eq!(spec.validate().is_ok(), host_memory_mib() >= 1 << 20);
     }
 
     #[test]

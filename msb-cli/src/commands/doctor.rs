@@ -3,7 +3,7 @@
 use msb_sdk::Home;
 use msb_sdk::doctor::{State, examine};
 
-use crate::Failure;
+use crate::{Failure, terminal};
 
 /// Exits with 1 when sandboxes can't run here.
 pub(crate) async fn run() -> Result<u8, Failure> {
@@ -19,22 +19,21 @@ pub(crate) async fn run() -> Result<u8, Failure> {
             State::Limited => "no",
             _ => "MISSING",
         };
-        println!("{:<width$}  {word:<7}  {}", finding.name, finding.detail);
+        terminal::say(&format!(
+            "{:<width$}  {word:<7}  {}",
+            finding.name, finding.detail
+        ))?;
         if let Some(hint) = &finding.hint {
-            println!("{:<width$}  {:<7}  hint: {hint}", "", "");
+            terminal::say(&format!("{:<width$}  {:<7}  hint: {hint}", "", ""))?;
         }
     }
     let usable = findings
         .iter()
         .all(|finding| finding.state != State::Missing);
-    println!();
-    println!(
-        "{}",
-        if usable {
-            "Sandboxes can run here."
-        } else {
-            "Sandboxes can't run here yet: see MISSING."
-        }
-    );
+    terminal::say(if usable {
+        "\nSandboxes can run here."
+    } else {
+        "\nSandboxes can't run here yet: see MISSING."
+    })?;
     Ok(u8::from(!usable))
 }

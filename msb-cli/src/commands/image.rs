@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::Failure;
 use crate::args::{FormatArg, ImageArgs, ImageCommand};
 use crate::size::human;
+use crate::terminal;
 
 /// How much of a digest tells images apart for people.
 const SHORT_DIGEST: usize = "sha256:".len() + 12;
@@ -18,21 +19,21 @@ pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
     match args.command {
         ImageCommand::Ls {
             format: FormatArg::Table,
-        } => table(&images.list().await?),
+        } => table(&images.list().await?)?,
         ImageCommand::Ls {
             format: FormatArg::Json,
-        } => json(&images.list().await?),
+        } => json(&images.list().await?)?,
         ImageCommand::Rm { images: references } => {
             for reference in &references {
                 let freed = images.remove(reference).await?;
-                println!("removed {reference}, {} freed", human(freed));
+                terminal::say(&format!("removed {reference}, {} freed", human(freed)))?;
             }
         }
     }
     Ok(0)
 }
 
-fn table(images: &[Image]) {
+fn table(images: &[Image]) -> Result<(), Failure> {
     let mut rows = vec![[
         "REFERENCE".to_owned(),
         "DIGEST".into(),
@@ -54,11 +55,14 @@ fn table(images: &[Image]) {
     let widths = [width(0), width(1), width(2)];
     for [reference, digest, size, pulled] in &rows {
         let [first, second, third] = widths;
-        println!("{reference:<first$}  {digest:<second$}  {size:>third$}  {pulled}");
+        terminal::say(&format!(
+            "{reference:<first$}  {digest:<second$}  {size:>third$}  {pulled}"
+        ))?;
     }
+    Ok(())
 }
 
-fn json(images: &[Image]) {
+fn json(images: &[Image]) -> Result<(), Failure> {
     let list: Vec<_> = images
         .iter()
         .map(|image| {
@@ -71,7 +75,7 @@ fn json(images: &[Image]) {
             })
         })
         .collect();
-    println!("{}", serde_json::Value::Array(list));
+    terminal::say(&serde_json::Value::Array(list).to_string())
 }
 
 fn age(time: SystemTime) -> String {

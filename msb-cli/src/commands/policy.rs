@@ -4,6 +4,7 @@ use msb_sdk::policy;
 
 use crate::Failure;
 use crate::args::{PolicyArgs, PolicyCommand};
+use crate::terminal;
 
 /// The exit code of a policy that does not do what is expected of it.
 const EXPECTATION_FAILED: u8 = 1;
@@ -15,14 +16,15 @@ pub(crate) fn run(args: PolicyArgs) -> Result<u8, Failure> {
             let report = policy::check(&file)?;
             let shown = file.display();
             for failure in &report.failures {
-                eprintln!("{shown}: {failure}");
+                terminal::complain(&format!("{shown}: {failure}"));
             }
             let (total, failed) = (report.total, report.failures.len());
-            println!("{shown}: {} of {total} expectations hold", total - failed);
+            let held = total - failed;
+            terminal::say(&format!("{shown}: {held} of {total} expectations hold"))?;
             Ok(if failed == 0 { 0 } else { EXPECTATION_FAILED })
         }
         PolicyCommand::Explain { file, subject } => {
-            println!("{}", policy::explain(&file, &subject.join(" "))?);
+            terminal::say(&policy::explain(&file, &subject.join(" "))?.to_string())?;
             Ok(0)
         }
     }

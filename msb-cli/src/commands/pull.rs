@@ -5,6 +5,7 @@ use msb_sdk::{Home, Images, PullPolicy};
 use crate::Failure;
 use crate::args::PullArgs;
 use crate::progress::Display;
+use crate::terminal;
 
 /// Fetches or imports one image.
 pub(crate) async fn run(args: PullArgs) -> Result<u8, Failure> {
@@ -28,7 +29,7 @@ pub(crate) async fn run(args: PullArgs) -> Result<u8, Failure> {
     display.finish();
     let image = image?;
     if !args.quiet {
-        println!("{}", image.digest());
+        terminal::say(&image.digest().to_string())?;
     }
     Ok(0)
 }

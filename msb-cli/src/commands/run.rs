@@ -60,7 +60,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
     let sandbox = sandbox?;
     if !args.quiet {
         for (host, guest) in sandbox.ports() {
-            eprintln!("port {guest} of the guest is at {host}");
+            terminal::complain(&format!("port {guest} of the guest is at {host}"));
         }
     }
 

@@ -178,3 +178,35 @@ fn doctor_says_what_works() {
         assert!(out.contains(part), "{out}");
     }
 }
+
+/// As `msb image ls | head` leaves it.
+#[test]
+fn a_reader_that_is_gone_is_no_failure() {
+    let lab = Lab::shared();
+    for arguments in [&["image", "ls"][..], &["doctor"]] {
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        drop(reader);
+        let mut command = lab.msb(arguments);
+        let output = command
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .output()
+            .expect("msb runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), &*said),
+            (Some(0), ""),
+            "{arguments:?}"
+        );
+    }
+    let full = fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("/dev/full");
+    let output = lab
+        .msb(["image", "ls"])
+        .stdout(full)
+        .output()
+        .expect("msb runs");
+    assert_eq!(output.status.code(), Some(125));
+}
