@@ -43,6 +43,10 @@ fn run_tests(bundle: &Path, images: &Path, filters: &[String]) -> Result<()> {
         .args(["nextest", "--version"])
         .output()
         .is_ok_and(|out| out.status.success());
+    // Tests run some of the examples, which have to be programs for that, not tests.
+    let mut examples = cargo();
+    examples.args(["build", "--workspace", "--examples", "--features", FEATURES]);
+    check(with_environment(&mut examples, bundle, images))?;
     let mut command = cargo();
     if nextest {
         command.args(["nextest", "run", "--no-fail-fast"]);
@@ -54,7 +58,6 @@ fn run_tests(bundle: &Path, images: &Path, filters: &[String]) -> Result<()> {
         "--lib",
         "--bins",
         "--tests",
-        "--examples",
         "--features",
         FEATURES,
     ]);
