@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::http::Uri;
@@ -60,6 +61,7 @@ impl Transport {
                 role,
                 origin: Arc::clone(&origin),
                 inner: DefaultResolver::default(),
+                known: Mutex::new(None),
             };
             Agent::with_parts(config, DefaultConnector::default(), resolver)
         };
@@ -101,6 +103,20 @@ struct Guard {
     /// Where the registry itself is, once it has been resolved.
     origin: Arc<Mutex<Option<Place>>>,
     inner: DefaultResolver,
+    /// The last answer. Every request resolves, also on a connection that
+    /// stands, and each time takes a thread.
+    known: Mutex<Option<Known>>,
+}
+
+/// How long an answer of the resolver is used: a pull asks several times in a
+/// row, a retry after a pause should ask anew.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// An answer of the resolver.
+struct Known {
+    authority: String,
+    addresses: Vec<SocketAddr>,
+    until: Instant,
 }
 
 impl fmt::Debug for Guard {
@@ -149,6 +165,39 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// All addresses of the host, allowed or not.
+    fn addresses(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<Vec<SocketAddr>, ureq::Error> {
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        let authority = format!("{scheme}://{host}");
+        let now = Instant::now();
+        let lock = || {
+            self.known
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
+        if let Some(known) = &*lock()
+            && known.authority == authority
+            && now < known.until
+        {
+            return Ok(known.addresses.clone());
+        }
+        let addresses = self.inner.resolve(uri, config, timeout)?.to_vec();
+        *lock() = Some(Known {
+            authority,
+            addresses: addresses.clone(),
+            until: now + FRESH,
+        });
+        Ok(addresses)
+    }
+}
+
 impl Resolver for Guard {
     fn resolve(
         &self,
@@ -156,7 +205,7 @@ impl Resolver for Guard {
         config: &ureq::config::Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let resolved = self.inner.resolve(uri, config, timeout)?;
+        let resolved = self.addresses(uri, config, timeout)?;
         let mut origin = self
             .origin
             .lock()
@@ -199,6 +248,7 @@ mod tests {
             role,
             origin: std::sync::Arc::default(),
             inner: DefaultResolver::default(),
+            known: std::sync::Mutex::default(),
         };
         guard
             .may_connect(plain, Some(origin), address.parse().unwrap())
@@ -215,6 +265,37 @@ mod tests {
             "127.0.0.1:5000"
         ));
         assert!(!allowed(Role::Direct, true, Place::Private, "10.0.0.1:80"));
+    }
+
+    #[test]
+    fn an_answer_is_for_its_host_and_judged_each_time() {
+        use ureq::unversioned::resolver::Resolver;
+        use ureq::unversioned::transport::NextTimeout;
+        let guard = Guard {
+            role: Role::Guarded,
+            origin: std::sync::Arc::default(),
+            inner: DefaultResolver::default(),
+            known: std::sync::Mutex::default(),
+        };
+        let config = ureq::config::Config::default();
+        let resolve =
+            |uri: &str| guard.resolve(&uri.parse().unwrap(), &config, NextTimeout::default());
+        for _ in 0..2 {
+            assert_eq!(
+                resolve("https://8.8.8.8/").unwrap()[..],
+                ["8.8.8.8:443".parse().unwrap()]
+            );
+        }
+        assert!(resolve("https://10.0.0.1/").is_err());
+        assert!(resolve("http://8.8.8.8/").is_err());
+        assert_eq!(
+            resolve("https://8.8.8.8:5000/").unwrap()[..],
+            ["8.8.8.8:5000".parse().unwrap()]
+        );
+        *guard.origin.lock().unwrap() = Some(Place::Private);
+        assert_eq!(resolve("https://10.0.0.1/").unwrap().len(), 1);
+        *guard.origin.lock().unwrap() = Some(Place::Public);
+        assert!(resolve("https://10.0.0.1/").is_err());
     }
 
     #[test]
