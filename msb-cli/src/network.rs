@@ -18,11 +18,12 @@ pub(crate) fn policy(args: &NetworkArgs) -> Result<NetworkPolicy, Failure> {
         (None, NetArg::None) => NetworkPolicy::none(),
     };
     if !args.net_rule.is_empty() {
-        policy = policy.rules_first(&args.net_rule)?;
+        policy = policy.rules_first(&args.net_rule);
     }
     for suffix in &args.block_domain {
-        policy = policy.block_domain_suffix(suffix)?;
+        policy = policy.block_domain_suffix(suffix);
     }
+    policy.check()?;
     Ok(policy)
 }
 

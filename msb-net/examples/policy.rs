@@ -69,5 +69,5 @@ fn run(arguments: &[String]) -> anyhow::Result<bool> {
 
 fn read(path: &str) -> anyhow::Result<Document> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    text.parse().with_context(|| path.to_owned())
+    Document::from_file(path.as_ref(), &text).with_context(|| path.to_owned())
 }

@@ -19,6 +19,7 @@ pub fn policy_text(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
+    let _ = Document::from_toml(text);
     let Ok(document) = text.parse::<Document>() else {
         return;
     };

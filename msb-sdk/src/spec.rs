@@ -77,6 +77,7 @@ impl SandboxSpec {
     /// [`Error::InvalidName`] and [`Error::InvalidSetting`].
     pub fn validate(&self) -> Result<(), Error> {
         check_name(&self.name)?;
+        self.network.check()?;
         let invalid =
             |setting, value: &dyn ToString, reason: &dyn ToString| Error::InvalidSetting {
                 setting,

@@ -52,6 +52,6 @@ impl PolicyArgs {
 fn file(path: &Path) -> anyhow::Result<Policy> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-    let document: Document = text.parse().with_context(|| shown.to_string())?;
+    let document = Document::from_file(path, &text).with_context(|| shown.to_string())?;
     Ok(document.policy)
 }

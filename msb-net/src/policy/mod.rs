@@ -8,7 +8,8 @@
 //! - [`Policy::decide`] judges a flow, [`Policy::decide_query`] a name query,
 //!   [`Policy::admits_answer`] an address in the answer to one.
 //! - [`Policy::explain`] says which rule decides and why no earlier one did.
-//! - [`Document`] is a policy text together with what its author expects of it.
+//! - [`Document`] is a policy text, or a TOML file, together with what its author
+//!   expects of it.
 
 mod decide;
 mod expect;
@@ -17,6 +18,7 @@ mod parse;
 mod rule;
 #[cfg(test)]
 mod tests;
+mod toml;
 
 use std::collections::BTreeSet;
 use std::fmt;

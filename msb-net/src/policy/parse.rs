@@ -87,14 +87,19 @@ impl FromStr for Rule {
             return Err(words.unexpected(None, "a single rule on one line", &[]));
         }
         let mut words = Words::new(text, 1);
-        let word = words.next();
-        let Some(action) = word.and_then(|word| action(word.text)) else {
-            return Err(words.unexpected(word, "a rule", &["allow", "deny"]));
-        };
-        let rule = rule(action, &mut words)?;
+        let rule = whole_rule(&mut words)?;
         words.end()?;
         Ok(rule)
     }
+}
+
+/// A rule from its first word on.
+pub(super) fn whole_rule(words: &mut Words<'_>) -> Result<Rule, Error> {
+    let word = words.next();
+    let Some(action) = word.and_then(|word| action(word.text)) else {
+        return Err(words.unexpected(word, "a rule", &["allow", "deny"]));
+    };
+    rule(action, words)
 }
 
 impl FromStr for Preset {
@@ -115,7 +120,7 @@ fn action(word: &str) -> Option<Action> {
         .find(|action| action.as_str() == word)
 }
 
-fn preset(words: &mut Words<'_>) -> Result<Preset, Error> {
+pub(super) fn preset(words: &mut Words<'_>) -> Result<Preset, Error> {
     let word = words.next();
     Preset::ALL
         .into_iter()
@@ -262,7 +267,7 @@ fn set(word: Word<'_>, words: &Words<'_>) -> Result<Option<Addresses>, Error> {
     }
 }
 
-fn expectation(words: &mut Words<'_>) -> Result<Expectation, Error> {
+pub(super) fn expectation(words: &mut Words<'_>) -> Result<Expectation, Error> {
     let word = words.next();
     let Some(action) = word.and_then(|word| action(word.text)) else {
         return Err(words.unexpected(word, "an action", &["allow", "deny"]));
@@ -336,9 +341,11 @@ struct Word<'a> {
 }
 
 /// The words of one line.
-struct Words<'a> {
+pub(super) struct Words<'a> {
     source: &'a str,
     line: usize,
+    /// Where in the line `source` begins, from 1, in characters.
+    column: usize,
     position: usize,
     /// Where the comment begins.
     end: usize,
@@ -346,9 +353,14 @@ struct Words<'a> {
 
 impl<'a> Words<'a> {
     fn new(source: &'a str, line: usize) -> Self {
+        Self::at(source, line, 1)
+    }
+
+    pub(super) fn at(source: &'a str, line: usize, column: usize) -> Self {
         Self {
             source,
             line,
+            column,
             position: 0,
             end: source.find('#').unwrap_or(source.len()),
         }
@@ -387,7 +399,7 @@ impl<'a> Words<'a> {
         found
     }
 
-    fn name(&mut self) -> Result<Name, Error> {
+    pub(super) fn name(&mut self) -> Result<Name, Error> {
         let Some(word) = self.next() else {
             return Err(self.unexpected(None, "a domain name", &[]));
         };
@@ -420,7 +432,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn end(&self) -> Result<(), Error> {
+    pub(super) fn end(&self) -> Result<(), Error> {
         match self.peek() {
             None => Ok(()),
             Some(word) => Err(self.unexpected(Some(word), "the end of the line", &[])),
@@ -448,7 +460,7 @@ impl<'a> Words<'a> {
     fn error_with(&self, word: Word<'_>, message: String, hint: Option<String>) -> Error {
         Error::Policy(SyntaxError {
             line: self.line,
-            column: self.source[..word.offset].chars().count() + 1,
+            column: self.source[..word.offset].chars().count() + self.column,
             message,
             hint,
         })
@@ -456,7 +468,7 @@ impl<'a> Words<'a> {
 }
 
 /// Finds the known word that `word` was probably meant to be.
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     /// No known word is longer; comparing costs the product of the lengths.
     const MAX_COMPARED: usize = 24;
     if word.is_empty() || word.len() > MAX_COMPARED {

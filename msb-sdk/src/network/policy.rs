@@ -21,15 +21,29 @@ const MAX_FILE: u64 = 32 << 20;
 /// use msb_sdk::NetworkPolicy;
 ///
 /// let policy = NetworkPolicy::public_only()
-///     .rule("deny tcp 25")?
-///     .rule("allow tcp 5432 10.0.0.7")?
-///     .block_domain_suffix(".tracker.example")?;
+///     .rule("deny tcp 25")
+///     .rule("allow tcp 5432 10.0.0.7")
+///     .block_domain_suffix(".tracker.example");
+/// policy.check()?;
 /// # let text = policy.to_string();
 /// # assert_eq!(text.parse::<NetworkPolicy>()?, policy);
 /// # Ok::<(), msb_sdk::Error>(())
 /// ```
+///
+/// A mistake in a rule is told by [`check`](Self::check), and by whatever makes a sandbox
+/// with the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkPolicy(Policy);
+pub struct NetworkPolicy {
+    policy: Policy,
+    /// The first one.
+    mistake: Option<Mistake>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mistake {
+    text: String,
+    source: msb_net::Error,
+}
 
 impl Default for NetworkPolicy {
     fn default() -> Self {
@@ -42,85 +56,111 @@ impl NetworkPolicy {
     /// its machines.
     #[must_use]
     pub fn public_only() -> Self {
-        Self(Policy::public_only())
+        Policy::public_only().into()
     }
 
     /// Everything, the host and its networks among it.
     #[must_use]
     pub fn allow_all() -> Self {
-        Self(Policy::allow_all())
+        Policy::allow_all().into()
     }
 
     /// Nothing.
     #[must_use]
     pub fn none() -> Self {
-        Self(Policy::none())
+        Policy::none().into()
     }
 
-    /// Reads a policy file; [`msb_net`] has its grammar.
+    /// Reads a policy file, TOML if it is named `*.toml`; [`msb_net`] has the grammar.
     ///
     /// # Errors
     /// [`Error::Unreadable`], and [`Error::PolicyFile`] with line and column of a mistake.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, Error> {
         let document = read_document(path.as_ref())?;
-        Ok(Self(document.policy))
+        Ok(document.policy.into())
     }
 
     /// Adds a rule behind those already there.
-    ///
-    /// # Errors
-    /// [`Error::Network`] for a text that is no rule, and for too many.
-    pub fn rule(self, rule: &str) -> Result<Self, Error> {
-        Ok(Self(self.0.rule(parse(rule)?)?))
+    #[must_use]
+    pub fn rule(self, rule: &str) -> Self {
+        self.with(rule, |policy| policy.rule(rule.parse()?))
     }
 
     /// Adds rules ahead of those already there, in their order.
-    ///
-    /// # Errors
-    /// As [`NetworkPolicy::rule`].
-    pub fn rules_first<R: AsRef<str>>(
-        self,
-        rules: impl IntoIterator<Item = R>,
-    ) -> Result<Self, Error> {
-        let mut policy = Policy::preset(self.0.fallback());
+    #[must_use]
+    pub fn rules_first<R: AsRef<str>>(self, rules: impl IntoIterator<Item = R>) -> Self {
+        let mut first = Self::from(Policy::preset(self.policy.fallback()));
         for rule in rules {
-            policy = policy.rule(parse(rule.as_ref())?)?;
+            first = first.rule(rule.as_ref());
         }
-        for rule in self.0.rules() {
-            policy = policy.rule(rule.clone())?;
+        first.mistake = first.mistake.or(self.mistake);
+        for rule in self.policy.rules() {
+            first = first.with("", |policy| policy.rule(rule.clone()));
         }
-        for suffix in self.0.blocked() {
-            policy = policy.block_domain_suffix(suffix.clone())?;
+        for suffix in self.policy.blocked() {
+            first = first.with("", |policy| policy.block_domain_suffix(suffix.clone()));
         }
-        Ok(Self(policy))
+        first
     }
 
     /// Denies a name and everything below it, ahead of all rules. A dot in front
     /// changes nothing.
+    #[must_use]
+    pub fn block_domain_suffix(self, suffix: &str) -> Self {
+        let name = suffix.strip_prefix('.').unwrap_or(suffix);
+        self.with(suffix, |policy| policy.block_domain_suffix(name.parse()?))
+    }
+
+    /// Tells the first mistake in what was added, if there is one.
     ///
     /// # Errors
-    /// [`Error::Network`] for what is no domain name, and for too many.
-    pub fn block_domain_suffix(self, suffix: &str) -> Result<Self, Error> {
-        let name = suffix.strip_prefix('.').unwrap_or(suffix);
-        Ok(Self(self.0.block_domain_suffix(name.parse()?)?))
+    /// [`Error::PolicyRule`] for a text that is no rule or name, and for too many.
+    pub fn check(&self) -> Result<(), Error> {
+        match &self.mistake {
+            None => Ok(()),
+            Some(mistake) => Err(Error::PolicyRule {
+                rule: mistake.text.clone(),
+                source: mistake.source.clone(),
+            }),
+        }
+    }
+
+    /// Changes the policy by what `text` says, unless there was a mistake before.
+    fn with(
+        mut self,
+        text: &str,
+        change: impl FnOnce(Policy) -> Result<Policy, msb_net::Error>,
+    ) -> Self {
+        if self.mistake.is_none() {
+            match change(std::mem::take(&mut self.policy)) {
+                Ok(policy) => self.policy = policy,
+                Err(source) => {
+                    let text = text.chars().take(MAX_SHOWN).collect();
+                    self.mistake = Some(Mistake { text, source });
+                }
+            }
+        }
+        self
     }
 
     pub(crate) fn policy(&self) -> &Policy {
-        &self.0
+        &self.policy
     }
 }
 
-fn parse(rule: &str) -> Result<msb_net::policy::Rule, Error> {
-    rule.parse().map_err(|source| Error::PolicyRule {
-        rule: rule.chars().take(MAX_SHOWN).collect(),
-        source,
-    })
+impl From<Policy> for NetworkPolicy {
+    fn from(policy: Policy) -> Self {
+        Self {
+            policy,
+            mistake: None,
+        }
+    }
 }
 
 /// How much of a rule is shown in an error, in characters.
 const MAX_SHOWN: usize = 200;
 
-/// Reads a policy file with what its author expects of it.
+/// Reads a policy file with what its author expects of it: TOML where its name says so.
 pub(crate) fn read_document(path: &Path) -> Result<Document, Error> {
     let unreadable = |source| Error::Unreadable {
         path: path.to_owned(),
@@ -132,7 +172,7 @@ pub(crate) fn read_document(path: &Path) -> Result<Document, Error> {
     if read.map_err(unreadable)? as u64 > MAX_FILE {
         return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
     }
-    text.parse().map_err(|source| Error::PolicyFile {
+    Document::from_file(path, &text).map_err(|source| Error::PolicyFile {
         path: path.to_owned(),
         source,
     })
@@ -143,19 +183,20 @@ impl FromStr for NetworkPolicy {
 
     /// Reads a policy's text.
     fn from_str(text: &str) -> Result<Self, Error> {
-        Ok(Self(text.parse()?))
+        Ok(Policy::from_str(text)?.into())
     }
 }
 
 impl fmt::Display for NetworkPolicy {
     /// Writes the policy in the grammar it is read in.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.policy.fmt(f)
     }
 }
 
 impl Serialize for NetworkPolicy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.check().map_err(serde::ser::Error::custom)?;
         serializer.collect_str(self)
     }
 }
