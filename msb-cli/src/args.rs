@@ -127,6 +127,15 @@ pub(crate) struct NetworkArgs {
     /// be ranges (8000-8009:9000-9009); as HOST, 0 is any free port.
     #[arg(short = 'p', long = "publish", value_name = "PORTS")]
     pub(crate) publish: Vec<String>,
+    /// The most the guest may send each second, such as 2M
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_bytes)]
+    pub(crate) upload: Option<u64>,
+    /// The most the guest may receive each second
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_bytes)]
+    pub(crate) download: Option<u64>,
+    /// The most connections and datagram flows that may be opened each second
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) opens: Option<u32>,
     /// Write what the network decides to FILE, or to standard error if FILE is "-"
     #[arg(long, value_name = "FILE")]
     pub(crate) net_log: Option<PathBuf>,

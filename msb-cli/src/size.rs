@@ -1,20 +1,29 @@
 //! Sizes as people type and read them: `512M`, `4G`.
 
 /// Mebibytes in a size such as `512M`, `512MiB`, `2g` or `1048576k`.
+pub(crate) fn parse_mebibytes(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes % (1 << 20) != 0 {
+        return Err(format!("{text:?} is not a whole number of mebibytes"));
+    }
+    u32::try_from(bytes >> 20).map_err(|_| format!("{text:?} is too large"))
+}
+
+/// Bytes in a size such as `512M`, `2g` or `64k`.
 ///
 /// A unit is asked for: a bare number means bytes to some tools and mebibytes
 /// to others.
-pub(crate) fn parse_mebibytes(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| {
         format!("{text:?} does not start with a whole number; write for example 512M or 2G")
     })?;
-    let kibibytes = match unit.to_ascii_lowercase().as_str() {
-        "k" | "kb" | "kib" => Some(number),
-        "m" | "mb" | "mib" => number.checked_mul(1 << 10),
-        "g" | "gb" | "gib" => number.checked_mul(1 << 20),
-        "t" | "tb" | "tib" => number.checked_mul(1 << 30),
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
         "" => {
             return Err(format!(
                 "{text:?} has no unit; write for example {number}M or {number}G"
@@ -22,11 +31,8 @@ pub(crate) fn parse_mebibytes(text: &str) -> Result<u32, String> {
         }
         _ => return Err(format!("{unit:?} is not a unit; use K, M, G or T")),
     };
-    let kibibytes = kibibytes.ok_or_else(|| format!("{text:?} is too large"))?;
-    if kibibytes % 1024 != 0 {
-        return Err(format!("{text:?} is not a whole number of mebibytes"));
-    }
-    u32::try_from(kibibytes / 1024).map_err(|_| format!("{text:?} is too large"))
+    let bytes = number.checked_mul(factor);
+    bytes.ok_or_else(|| format!("{text:?} is too large"))
 }
 
 /// Bytes in the largest unit that leaves at least one before the point.

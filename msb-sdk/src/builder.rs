@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::home::{GuestBundle, Home};
 use crate::image::Images;
 use crate::link::Link;
-use crate::network::NetworkPolicy;
+use crate::network::{NetworkLimits, NetworkPolicy};
 use crate::progress::Progress;
 use crate::sandbox::Sandbox;
 use crate::spec::SandboxSpec;
@@ -93,6 +93,12 @@ impl SandboxBuilder {
     /// What the guest may reach; [`NetworkPolicy::public_only`] when not set.
     pub fn network(mut self, policy: NetworkPolicy) -> Self {
         self.spec.network = policy;
+        self
+    }
+
+    /// How much of the network the guest may use; as much as there is when not set.
+    pub fn network_limits(mut self, limits: NetworkLimits) -> Self {
+        self.spec.network_limits = limits;
         self
     }
 

@@ -37,7 +37,9 @@ pub use image::Images;
 pub use msb_guest_agent::message::{ExecError, ExitStatus, Signal, TtySize};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
 pub use msb_vmm::Isolation;
-pub use network::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkPolicy, Query};
+pub use network::{
+    Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkLimits, NetworkPolicy, Query,
+};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};
 pub use spec::SandboxSpec;

@@ -6,7 +6,7 @@ use msb_net::publish::Publish;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::network::NetworkPolicy;
+use crate::network::{NetworkLimits, NetworkPolicy};
 
 /// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
 const MAX_NAME: usize = 63;
@@ -46,6 +46,8 @@ pub struct SandboxSpec {
     pub require_hardware: bool,
     /// What the guest may reach.
     pub network: NetworkPolicy,
+    /// How much of the network the guest may use.
+    pub network_limits: NetworkLimits,
     /// Servers that names are asked of, instead of the host's.
     pub resolvers: Vec<SocketAddr>,
     /// Ports of the guest that the host offers, as `[BIND:]HOST:GUEST[/udp]`.
@@ -66,6 +68,7 @@ impl SandboxSpec {
             user: None,
             require_hardware: false,
             network: NetworkPolicy::default(),
+            network_limits: NetworkLimits::default(),
             resolvers: Vec::new(),
             ports: Vec::new(),
         }
@@ -91,6 +94,10 @@ impl SandboxSpec {
         check_fits(self.memory_mib, host_memory_mib()).map_err(|reason| {
             invalid("the memory", &format!("{} MiB", self.memory_mib), &reason)
         })?;
+        if let Some(limit) = self.network_limits.zero() {
+            let reason = "nothing would pass; a policy of none says so better";
+            return Err(invalid("a network limit", &format!("{limit}: 0"), &reason));
+        }
         if let Some(mib) = self.disk_mib
             && !(MIN_DISK_MIB..=MAX_DISK_MIB).contains(&mib)
         {

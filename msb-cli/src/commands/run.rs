@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use msb_sdk::{
-    Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Isolation, PullPolicy, Sandbox,
-    SandboxBuilder, Signal,
+    Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Isolation, NetworkLimits, PullPolicy,
+    Sandbox, SandboxBuilder, Signal,
 };
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,7 +90,12 @@ fn builder(args: &RunArgs) -> Result<SandboxBuilder, Failure> {
             PullArg::Always => PullPolicy::Always,
             PullArg::Never => PullPolicy::Never,
         })
-        .network(network::policy(&args.network)?);
+        .network(network::policy(&args.network)?)
+        .network_limits(NetworkLimits {
+            upload: args.network.upload,
+            download: args.network.download,
+            opens: args.network.opens,
+        });
     for server in &args.network.dns {
         builder = builder.resolver(*server);
     }

@@ -62,6 +62,30 @@ fn fetch(target: &str, server: &Server) -> String {
 }
 
 #[test]
+fn connections_beyond_their_limit_are_refused() {
+    let lab = Lab::shared();
+    let server = Server::start("once");
+    let allow = server.allow();
+    let flags = [
+        "--net",
+        "none",
+        "--net-rule",
+        &allow,
+        "--opens",
+        "1",
+        "--net-log",
+        "-",
+    ];
+    let fetch = fetch("192.168.127.1", &server);
+    // Many at once: not all of them can have a second of their own.
+    let script = format!("for i in 1 2 3 4 5 6 7 8; do {fetch} & done; wait");
+    let run = run(&lab, &flags, &script);
+    let served = run.stdout.matches("once").count();
+    assert!((1..8).contains(&served), "{run:?}");
+    assert!(run.stderr.contains("too-many-flows"), "{run:?}");
+}
+
+#[test]
 fn the_host_is_reached_where_a_rule_allows_it() {
     let lab = Lab::shared();
     let targets = [

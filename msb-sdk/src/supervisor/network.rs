@@ -47,6 +47,7 @@ impl Wiring {
         mac[0] = mac[0] & 0xfc | 0x02;
         let mut config = Config::new(spec.network.policy().clone(), u64::from_ne_bytes(seed));
         config.guest_mac = Some(mac);
+        spec.network_limits.apply(&mut config.limits);
         config.resolvers = match &spec.resolvers[..] {
             [] => host_resolvers().map_err(net)?,
             given => given.to_vec(),
