@@ -82,7 +82,7 @@ fn connections_beyond_their_limit_are_refused() {
     let run = run(&lab, &flags, &script);
     let served = run.stdout.matches("once").count();
     assert!((1..8).contains(&served), "{run:?}");
-    assert!(run.stderr.contains("too-many-flows"), "{run:?}");
+    assert!(run.stderr.contains("rate-limit"), "{run:?}");
 }
 
 #[test]
