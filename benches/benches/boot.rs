@@ -137,7 +137,9 @@ impl Bench {
                 self.guest.join("initramfs.cpio"),
             )
         };
-        let templates = self.engine.templates(self.scratch.path().join("templates"));
+        let templates = self
+            .engine
+            .templates(self.scratch.path().join("templates"))?;
         let ready = |mut agent: &std::os::unix::net::UnixStream| {
             setup::hello(&mut agent)?;
             setup::prepare(&mut agent, None)

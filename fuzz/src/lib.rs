@@ -28,6 +28,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("image_config_json", msb_oci::fuzzing::image_config_json),
     ("auth_challenge", msb_oci::fuzzing::auth_challenge),
     ("qmp_reply", msb_vmm::fuzzing::qmp_reply),
+    ("runner_config", msb_vmm::fuzzing::runner_config),
 ];
 
 /// The property of a target.

@@ -81,6 +81,9 @@ pub(crate) struct RunArgs {
     /// Refuse to start with weaker isolation than this
     #[arg(long, value_name = "LEVEL")]
     pub(crate) min_isolation: Option<IsolationArg>,
+    /// Engine to run on, instead of the best that this host can run
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<EngineArg>,
     /// Print nothing but the program's output and errors
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
@@ -211,6 +214,14 @@ pub(crate) enum IsolationArg {
     Hardware,
     /// A processor emulated in software will do
     Emulated,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum EngineArg {
+    /// libkrun; needs virtualization hardware
+    Krun,
+    /// QEMU, with or without it
+    Qemu,
 }
 
 /// Arguments of `msb pull`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use msb_guest_agent::wire::FrameDecoder;
 use msb_oci::{Image, PullPolicy};
-use msb_vmm::Isolation;
+use msb_vmm::{EngineKind, Isolation};
 
 use crate::control::{self, FromSupervisor, Launch, Ready};
 use crate::error::Error;
@@ -134,6 +134,12 @@ impl SandboxBuilder {
         self
     }
 
+    /// Runs on this engine instead of the best that the host can run.
+    pub fn engine(mut self, engine: EngineKind) -> Self {
+        self.spec.engine = Some(engine.to_string());
+        self
+    }
+
     /// Where state lies; [`Home::from_env`] when not set.
     pub fn home(mut self, home: Home) -> Self {
         self.home = Some(home);
@@ -149,7 +155,7 @@ impl SandboxBuilder {
     /// Fetches the image if need be, starts the sandbox, and returns when
     /// programs can be run in it. Must be called in a tokio runtime.
     ///
-    /// The first start with some number of cpus and amount of memory boots a
+    /// On QEMU, the first start with some number of cpus and amount of memory boots a
     /// guest to make a template from, which takes a second or two.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use msb_oci::Store;
-use msb_vmm::{Engine, EngineOptions, Isolation};
+use msb_vmm::{Engine, EngineKind, EngineOptions, Isolation};
 
 use rustix::fs::Access;
 
@@ -82,13 +82,12 @@ fn engine() -> [Finding; 2] {
     options.kvm = Some(kvm);
     let engine = match Engine::choose(options) {
         Ok(engine) => {
-            let detail = format!(
-                "{} ({}), isolation: {}",
-                engine.kind(),
-                engine.program().display(),
-                engine.isolation()
-            );
-            good("engine", detail)
+            let what = match (engine.kind(), Engine::krun_version()) {
+                (EngineKind::Krun, Some(version)) => format!("libkrun {version}, built in"),
+                _ => engine.program().display().to_string(),
+            };
+            let (kind, isolation) = (engine.kind(), engine.isolation());
+            good("engine", format!("{kind} ({what}), isolation: {isolation}"))
         }
         Err(error) => missing("engine", error.to_string(), error.hint().map(Into::into)),
     };

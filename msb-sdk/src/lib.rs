@@ -36,7 +36,7 @@ pub use home::{GuestBundle, Home};
 pub use image::Images;
 pub use msb_guest_agent::message::{ExecError, ExitStatus, Signal, TtySize};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
-pub use msb_vmm::Isolation;
+pub use msb_vmm::{EngineKind, Isolation};
 pub use network::{
     Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkLimits, NetworkPolicy, Query,
 };

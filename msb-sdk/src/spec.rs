@@ -44,6 +44,8 @@ pub struct SandboxSpec {
     pub user: Option<String>,
     /// Whether a software processor is refused.
     pub require_hardware: bool,
+    /// The engine, `krun` or `qemu`, instead of the best that the host can run.
+    pub engine: Option<String>,
     /// What the guest may reach.
     pub network: NetworkPolicy,
     /// How much of the network the guest may use.
@@ -67,6 +69,7 @@ impl SandboxSpec {
             workdir: None,
             user: None,
             require_hardware: false,
+            engine: None,
             network: NetworkPolicy::default(),
             network_limits: NetworkLimits::default(),
             resolvers: Vec::new(),
@@ -97,6 +100,10 @@ impl SandboxSpec {
         if let Some(limit) = self.network_limits.zero() {
             let reason = "nothing would pass; a policy of none says so better";
             return Err(invalid("a network limit", &format!("{limit}: 0"), &reason));
+        }
+        if let Some(name) = &self.engine {
+            let known = name.parse::<msb_vmm::EngineKind>();
+            known.map_err(|error| invalid("the engine", name, &error))?;
         }
         if let Some(mib) = self.disk_mib
             && !(MIN_DISK_MIB..=MAX_DISK_MIB).contains(&mib)
@@ -227,7 +234,14 @@ mod tests {
 
     #[test]
     fn settings_out_of_bounds_are_named() {
-        let cases: [(SandboxSpec, &str); 6] = [
+        let cases: [(SandboxSpec, &str); 7] = [
+            (
+                SandboxSpec {
+                    engine: Some("xen".into()),
+                    ..spec()
+                },
+                "engine",
+            ),
             (SandboxSpec { cpus: 0, ..spec() }, "cpus"),
             (
                 SandboxSpec {

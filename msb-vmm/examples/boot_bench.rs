@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use msb_vmm::{Engine, EngineOptions, Machine, MemorySize, PortName, Vm};
+use msb_vmm::{Engine, EngineKind, EngineOptions, Machine, MemorySize, PortName, Vm};
 
 /// The agent protocol's frame "I speak version 1".
 const HELLO: [u8; 11] = [7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1];
@@ -19,6 +19,7 @@ const HELLO: [u8; 11] = [7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1];
 const PREPARE: [u8; 10] = [6, 0, 0, 0, 1, 0, 0, 0, 0, 1];
 
 fn main() -> Result<(), Box<dyn Error>> {
+    msb_vmm::runner_hook();
     let mut arguments = std::env::args().skip(1);
     let rounds: usize = arguments.next().map_or(Ok(20), |text| text.parse())?;
     let mib: u64 = arguments.next().map_or(Ok(512), |text| text.parse())?;
@@ -38,7 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let folder = std::env::temp_dir().join(format!("msb-boot-bench-{}", std::process::id()));
     let outcome = measure(&engine, &machine, &folder, rounds);
-    std::fs::remove_dir_all(&folder)?;
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
     outcome
 }
 
@@ -54,7 +57,11 @@ fn measure(
     }
     cold.print("cold boot");
 
-    let templates = engine.templates(folder);
+    if engine.kind() == EngineKind::Krun {
+        println!("no templates on this engine");
+        return Ok(());
+    }
+    let templates = engine.templates(folder)?;
     let start = Instant::now();
     let mut steps = Vec::new();
     let ready = |mut port: &UnixStream| -> std::io::Result<()> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::engine::Isolation;
+use crate::engine::{EngineKind, Isolation};
 
 /// Why a machine could not be described, started, saved or kept running.
 #[non_exhaustive]
@@ -87,7 +87,36 @@ pub enum Error {
         what: &'static str,
     },
 
+    /// There is no engine of that name.
+    #[error("there is no engine {name:?}: there are krun and qemu")]
+    NoSuchEngine {
+        /// The name, cut after 64 characters.
+        name: String,
+    },
+    /// The engine cannot do that.
+    #[error("the engine {engine} does not support {what}")]
+    Unsupported {
+        /// The engine.
+        engine: EngineKind,
+        /// What was asked of it.
+        what: &'static str,
+    },
+
     // The host lacks something.
+    /// The engine asked for cannot run here.
+    #[error("the engine {engine} cannot run here: {reason}")]
+    EngineUnavailable {
+        /// The engine.
+        engine: EngineKind,
+        /// Why.
+        reason: String,
+    },
+    /// Another machine writes to a disk.
+    #[error("the disk {} is locked: another machine uses it", path.display())]
+    DiskInUse {
+        /// The disk's file.
+        path: PathBuf,
+    },
     /// The engine's program is not installed.
     #[error("{program} is not installed (looked in {searched})")]
     EngineMissing {
@@ -136,6 +165,14 @@ pub enum Error {
     },
 
     // The VMM misbehaves.
+    /// The library that runs the machine refused something.
+    #[error("libkrun does not take {call}: {source}")]
+    Library {
+        /// What it refused.
+        call: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The VMM ended before the guest ran.
     #[error("{program} ended early ({status}): {}", if stderr.is_empty() { "it said nothing" } else { stderr.as_str() })]
     ExitedEarly {
@@ -216,6 +253,12 @@ impl Error {
             } => Some("build the guest bundle with `cargo xtask guest`, or point MSB_GUEST at one"),
             Error::Isolation { .. } => {
                 Some("use a host with working hardware virtualization, or ask for less isolation")
+            }
+            Error::EngineUnavailable { .. } => {
+                Some("leave the choice of the engine out, or ask for qemu")
+            }
+            Error::Unreadable { what: "device", .. } => {
+                Some("add the user to the group kvm, or ask for the engine qemu")
             }
             Error::Vcpus { .. } | Error::Memory { .. } => Some("choose a value within the bounds"),
             _ => None,

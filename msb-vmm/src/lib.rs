@@ -1,4 +1,9 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Features
+//!
+//! - `krun`: links libkrun into the program, so that the krun engine can run. Takes effect
+//!   on Linux on x86-64; elsewhere nothing changes.
 
 mod clock;
 mod confine;
@@ -14,6 +19,7 @@ mod vm;
 pub mod fuzzing;
 
 pub use confine::{Confinement, Lacking, examine as examine_confinement};
+pub use engine::krun::runner_hook;
 pub use engine::{Engine, EngineKind, EngineOptions, Isolation};
 pub use error::{ControlError, Error};
 pub use machine::{
@@ -23,3 +29,9 @@ pub use machine::{
 pub use probe::{Kvm, KvmFault};
 pub use template::{Step, Template, Templates};
 pub use vm::{Exit, Vm};
+
+/// The rate of this host's time stamp counter in kHz, for tools that run QEMU themselves.
+#[doc(hidden)]
+pub fn host_tsc_khz() -> u32 {
+    clock::TscRate::measured().khz()
+}

@@ -191,7 +191,7 @@ pub struct Card {
 pub const TEMPLATE_MAC: [u8; 6] = [0x02, 0x6d, 0x73, 0x62, 0, 0];
 
 impl Card {
-    fn validate(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         let multicast = self.mac[0] & 1 == 1;
         if multicast || self.mac == [0; 6] {
             return Err(Error::Mac { mac: self.mac });

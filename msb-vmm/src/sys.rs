@@ -5,11 +5,37 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
 mod child;
 mod kvm;
 
 pub(crate) use child::{ChildSetup, REPORT_LEN, Report, before_exec, id_maps, landlock_version};
 pub(crate) use kvm::probe_kvm;
+
+/// Locks all of a file for writing, against everybody who locks any part of it, until the
+/// last copy of this descriptor is closed. Returns whether nobody else had.
+///
+/// QEMU locks parts of its disks in the same way, so that engines keep out of each other's.
+pub(crate) fn lock_whole(file: &File) -> io::Result<bool> {
+    // SAFETY: the structure is plain integers, for which zeros are valid: from the start to
+    // any end, of no process.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open, and the pointer is to a local that outlives the call.
+    let status = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if status == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}
 
 /// Reads the processor's time stamp counter.
 pub(crate) fn time_stamp() -> u64 {

@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use msb_sdk::{
-    Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Isolation, NetworkLimits, PullPolicy,
-    Sandbox, SandboxBuilder, Signal,
+    EngineKind, Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Isolation, NetworkLimits,
+    PullPolicy, Sandbox, SandboxBuilder, Signal,
 };
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Failure;
-use crate::args::{IsolationArg, PullArg, RunArgs};
+use crate::args::{EngineArg, IsolationArg, PullArg, RunArgs};
 use crate::network::{self, NetLog};
 use crate::progress::Display;
 use crate::terminal::{self, RawMode};
@@ -125,6 +125,12 @@ fn builder(args: &RunArgs) -> Result<SandboxBuilder, Failure> {
         builder = builder.min_isolation(match level {
             IsolationArg::Hardware => Isolation::Hardware,
             IsolationArg::Emulated => Isolation::Emulated,
+        });
+    }
+    if let Some(engine) = args.engine {
+        builder = builder.engine(match engine {
+            EngineArg::Krun => EngineKind::Krun,
+            EngineArg::Qemu => EngineKind::Qemu,
         });
     }
     Ok(builder)

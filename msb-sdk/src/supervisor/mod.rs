@@ -46,13 +46,14 @@ static HOOKED: AtomicBool = AtomicBool::new(false);
 /// `main`, before anything is printed and any thread is started.
 ///
 /// In an ordinary process it returns at once. In one that was started as a
-/// supervisor it does that work and ends the process.
+/// supervisor, or by one as a virtual machine, it does that work and ends the process.
 ///
 /// ```
 /// // first thing in main:
 /// msb_sdk::supervisor_hook();
 /// ```
 pub fn hook() {
+    msb_vmm::runner_hook();
     if std::env::args_os()
         .next()
         .is_some_and(|argv0| argv0 == ARGV0)

@@ -15,8 +15,8 @@ use msb_guest_agent::message::{
 use msb_guest_agent::setup;
 use msb_oci::{Image, Lease, Reference, Store};
 use msb_vmm::{
-    Disk, DiskFormat, Engine, EngineOptions, Isolation, Machine, MemorySize, PortName, Step, Vcpus,
-    Vm,
+    Disk, DiskFormat, Engine, EngineKind, EngineOptions, Isolation, Machine, MemorySize, PortName,
+    Step, Vcpus, Vm,
 };
 
 use super::network::{Wire, Wiring};
@@ -65,14 +65,11 @@ pub(super) fn start(
     if launch.spec.require_hardware {
         options.min_isolation = Isolation::Hardware;
     }
+    let kind = launch.spec.engine.as_deref().map(str::parse);
+    options.kind = kind.transpose().map_err(vmm)?;
     let engine = Engine::choose(options).map_err(vmm)?;
 
-    let templates = engine.templates(home.templates());
-    let root = root_spec(launch);
-    let mut tell = |step| progress(shown(step));
-    let template = template::ensure(&templates, &machine, &image, &root, &mut tell)?;
-    let begin = Instant::now();
-    let mut vm = template.start(&machine).map_err(vmm)?;
+    let (begin, mut vm) = boot(&engine, launch, home, &machine, &image, progress)?;
     let spec = wiring.spec();
     let wire = wiring.connect(&mut vm)?;
     let mut agent = vm
@@ -104,6 +101,30 @@ pub(super) fn start(
         wire,
         lease,
     })
+}
+
+/// Starts the machine from a template, or boots it where the engine has none; says when
+/// that began. A guest that boots mounts its root when it is configured.
+fn boot(
+    engine: &Engine,
+    launch: &Launch,
+    home: &Home,
+    machine: &Machine,
+    image: &Image,
+    progress: &mut dyn FnMut(VmStep),
+) -> Result<(Instant, Vm), Failure> {
+    if engine.kind() == EngineKind::Krun {
+        let begin = Instant::now();
+        let vm = engine.boot(machine).map_err(vmm)?;
+        return Ok((begin, vm));
+    }
+    let templates = engine.templates(home.templates()).map_err(vmm)?;
+    let root = root_spec(launch);
+    let mut tell = |step| progress(shown(step));
+    let template = template::ensure(&templates, machine, image, &root, &mut tell)?;
+    let begin = Instant::now();
+    let vm = template.start(machine).map_err(vmm)?;
+    Ok((begin, vm))
 }
 
 fn image(launch: &Launch, home: &Home) -> Result<(Image, Lease), Failure> {

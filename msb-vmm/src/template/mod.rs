@@ -67,7 +67,7 @@ pub enum Step {
 ///     ports: vec![PortName::try_from("msb.agent")?],
 ///     ..Machine::new("guest/vmlinux", "guest/initramfs.cpio")
 /// };
-/// let templates = Engine::choose(EngineOptions::default())?.templates("/home/me/.msb/templates");
+/// let templates = Engine::choose(EngineOptions::default())?.templates("/home/me/.msb/templates")?;
 /// let template = templates.ensure(
 ///     &machine,
 ///     |step| eprintln!("{step:?}"),

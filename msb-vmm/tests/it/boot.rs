@@ -2,11 +2,9 @@
 
 use std::fs::{self, File};
 
-use msb_vmm::{
-    Disk, DiskFormat, Engine, EngineOptions, Error, Exit, Isolation, Kvm, Machine, PortName, Vcpus,
-};
+use msb_vmm::{Disk, DiskFormat, Engine, Error, Exit, Isolation, Kvm, Machine, PortName, Vcpus};
 
-use crate::guest::{Lab, PORT, engine, run};
+use crate::guest::{Lab, PORT, engine, options, run};
 
 fn disk(lab: &Lab, name: &str, content: &[u8], format: DiskFormat, read_only: bool) -> Disk {
     let path = lab.path(name);
@@ -113,10 +111,11 @@ fn machines_share_what_is_read_only_and_nothing_else() {
         assert_eq!(run(shell, "cat /dev/vda | tr -d 1").unwrap().len(), 512);
     }
     let refused = engine.boot(&machine).unwrap_err();
-    assert!(
-        matches!(&refused, Error::ExitedEarly { stderr, .. } if stderr.contains("lock")),
-        "{refused}"
-    );
+    match &refused {
+        Error::ExitedEarly { stderr, .. } => assert!(stderr.contains("lock"), "{refused}"),
+        Error::DiskInUse { path } => assert_eq!(*path, lab.path("own")),
+        _ => panic!("{refused}"),
+    }
 }
 
 #[test]
@@ -128,10 +127,13 @@ fn the_engines_words_come_with_the_error() {
         ..lab.machine()
     };
     let error = engine().boot(&machine).unwrap_err();
-    assert!(
-        matches!(&error, Error::ExitedEarly { stderr, .. } if !stderr.is_empty()),
-        "{error}"
-    );
+    match &error {
+        Error::ExitedEarly { stderr, .. } => assert!(!stderr.is_empty(), "{error}"),
+        Error::Unreadable { what, path, .. } => {
+            assert_eq!((*what, path), ("kernel", &machine.kernel));
+        }
+        _ => panic!("{error}"),
+    }
 }
 
 #[test]
@@ -186,7 +188,7 @@ fn the_probe_agrees_with_what_boots() {
     let shell = vm.take_port(PORT).unwrap();
     assert_eq!(run(&shell, "echo $$").unwrap(), "1");
 
-    let mut options = EngineOptions::default();
+    let mut options = options(None);
     options.min_isolation = Isolation::Hardware;
     match kvm {
         Kvm::Usable => assert!(Engine::choose(options).is_ok()),

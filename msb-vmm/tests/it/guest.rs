@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use msb_vmm::{Engine, EngineOptions, Machine, MemorySize, PortName, Templates};
+use msb_vmm::{Engine, EngineKind, EngineOptions, Machine, MemorySize, PortName, Templates};
 use tempfile::TempDir;
 
 /// The first port's name.
@@ -68,7 +68,7 @@ impl Lab {
     }
 
     pub(crate) fn templates(&self) -> Templates {
-        engine().templates(self.path("templates"))
+        templates(&self.path("templates"))
     }
 }
 
@@ -80,8 +80,28 @@ pub(crate) fn machine(folder: &Path) -> Machine {
     }
 }
 
+/// The engine that `MSB_TEST_ENGINE` names, or the best that this host can run.
 pub(crate) fn engine() -> Engine {
-    Engine::choose(EngineOptions::default()).expect("an engine")
+    let named = std::env::var("MSB_TEST_ENGINE").ok();
+    let kind = named.map(|name| name.parse().expect("the name of an engine"));
+    Engine::choose(options(kind)).expect("an engine")
+}
+
+/// What leads to an engine, also in a program that is a test harness.
+pub(crate) fn options(kind: Option<EngineKind>) -> EngineOptions {
+    let mut options = EngineOptions::default();
+    options.kind = kind;
+    // In the lab, programs lie elsewhere than where they were built.
+    let elsewhere = std::env::var_os("MSB_TEST_RUNNER").map(PathBuf::from);
+    let built = env!("CARGO_BIN_EXE_msb-vmm-runner");
+    options.runner = Some(elsewhere.unwrap_or_else(|| built.into()));
+    options
+}
+
+/// A store of templates, which are QEMU's.
+pub(crate) fn templates(root: &Path) -> Templates {
+    let engine = Engine::choose(options(Some(EngineKind::Qemu))).expect("QEMU");
+    engine.templates(root).expect("QEMU has templates")
 }
 
 /// Runs a command in the guest and returns what it printed.

@@ -13,7 +13,7 @@ use msb_vmm::{Disk, DiskFormat, Error, Machine, Step, Template, Templates, Vcpus
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 
 use crate::confinement::wait_for;
-use crate::guest::{BIND, Lab, PORT, UNBIND, again, engine, machine, role, run};
+use crate::guest::{BIND, Lab, PORT, UNBIND, again, machine, role, run, templates};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -256,11 +256,7 @@ fn of_many_processes_one_makes_the_template() {
     if let Some((_, folder)) = role() {
         let made = AtomicUsize::new(0);
         let machine = machine(&folder);
-        let template = ensure_counted(
-            &engine().templates(folder.join("templates")),
-            &machine,
-            &made,
-        );
+        let template = ensure_counted(&templates(&folder.join("templates")), &machine, &made);
         let mut vm = template.start(&machine).unwrap();
         assert_eq!(run(&shell(&mut vm), "echo $state").unwrap(), "template");
         println!("\nmade {}", made.into_inner());
@@ -299,10 +295,7 @@ fn a_maker_killed_at_any_step_is_recovered_from() {
                 kill_process(getpid(), Signal::KILL).unwrap();
             }
         };
-        let outcome =
-            engine()
-                .templates(folder.join("templates"))
-                .ensure(&machine(&folder), die, ready);
+        let outcome = templates(&folder.join("templates")).ensure(&machine(&folder), die, ready);
         unreachable!("the step was not reached: {outcome:?}");
     }
     let lab = Lab::new();

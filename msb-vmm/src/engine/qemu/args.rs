@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::detach::is_detachable;
 use super::{Origin, Platform};
+use crate::engine::cmdline;
 use crate::error::colons;
 use crate::machine::{Card, Disk, DiskFormat, MAX_DISKS, Machine, TEMPLATE_MAC};
 
@@ -17,11 +18,6 @@ use crate::machine::{Card, Disk, DiskFormat, MAX_DISKS, Machine, TEMPLATE_MAC};
 /// instructions, which it runs byte by byte, on a model for which Linux does
 /// not prefer them either (docs/boot.md).
 const TCG_CPU: &str = "max,-erms,family=15,model=1,stepping=0";
-
-/// The kernel's command line for all engines, and what is added under TCG; both
-/// files and `docs/boot.md` say what each word is for.
-const CMDLINE: &str = include_str!("../../../kernel/cmdline");
-const CMDLINE_TCG: &str = include_str!("../../../kernel/cmdline.tcg");
 
 /// The descriptors a QEMU process inherits, by their numbers.
 #[derive(Debug)]
@@ -35,7 +31,7 @@ pub(super) struct Descriptors {
 /// device layout of a template.
 pub(crate) fn layout(machine: &Machine, platform: &Platform) -> Vec<String> {
     let mut options = board(machine, platform);
-    options.push(cmdline(machine, platform));
+    options.push(cmdline::of(machine, platform.tsc()));
     for (index, disk) in machine.disks.iter().enumerate() {
         options.push(disk_device(index));
         options.push(format!("read-only={}", disk.read_only));
@@ -73,7 +69,7 @@ pub(super) fn options(
     if !restored {
         args.path("-kernel", &machine.kernel);
         args.path("-initrd", &machine.initramfs);
-        args.add("-append", cmdline(machine, platform));
+        args.add("-append", cmdline::of(machine, platform.tsc()));
     }
     args.add("-chardev", format!("socket,id=control,fd={}", fds.control));
     args.add("-mon", "chardev=control,mode=control");
@@ -174,23 +170,6 @@ fn memory(machine: &Machine, origin: &Origin<'_>) -> String {
             )
         }
     }
-}
-
-fn cmdline(machine: &Machine, platform: &Platform) -> String {
-    let (more, khz) = match platform {
-        Platform::Kvm => ("", 0),
-        Platform::Tcg { tsc } => (CMDLINE_TCG, tsc.khz()),
-    };
-    let lines = CMDLINE.lines().chain(more.lines()).map(str::trim);
-    let mut words: Vec<String> = lines
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            line.replace("{tsc_khz}", &khz.to_string())
-                .replace("{lpj}", &(u64::from(khz) * 10).to_string())
-        })
-        .collect();
-    words.extend(machine.extra_cmdline.iter().cloned());
-    words.join(" ")
 }
 
 /// The last slot of the board. Devices are given their slots by name, from the last on:

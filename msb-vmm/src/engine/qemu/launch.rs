@@ -7,14 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::pipe::{PipeFlags, pipe_with};
-
 use super::args::{self, Descriptors};
 use super::grants;
 use super::qmp::Connection;
 use super::{Origin, PROGRAM, Platform, Qemu};
 use crate::confine;
-use crate::engine::{EngineKind, Isolation};
+use crate::engine::{EngineKind, Isolation, ends};
 use crate::error::{ControlError, Error};
 use crate::machine::Machine;
 use crate::vm::{Sockets, Vm, VmmProcess};
@@ -39,28 +37,14 @@ pub(super) fn launch(
     origin: &Origin<'_>,
 ) -> Result<Launched, Error> {
     let os = |action: &'static str| move |source: io::Error| Error::Os { action, source };
-    let sockets = || UnixStream::pair().map_err(os("make a socket pair"));
-    let (control, control_theirs) = sockets()?;
-    let mut ours = Sockets::default();
-    let mut theirs = Vec::with_capacity(machine.ports.len());
-    for port in &machine.ports {
-        let (end, other) = sockets()?;
-        ours.ports.push((port.clone(), end));
-        theirs.push(other);
-    }
-    let mut network_theirs = None;
-    if machine.network.is_some() {
-        let (end, other) = sockets()?;
-        ours.network = Some(end);
-        network_theirs = Some(other);
-    }
-    let (stderr, stderr_theirs) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-        .map_err(|error| os("make a pipe")(error.into()))?;
+    let (control, control_theirs) = UnixStream::pair().map_err(os("make a socket pair"))?;
+    let (ours, theirs) = ends::make(machine)?;
+    let (stderr, stderr_theirs) = ends::stderr()?;
 
     let fds = Descriptors {
         control: control_theirs.as_raw_fd(),
-        ports: theirs.iter().map(AsRawFd::as_raw_fd).collect(),
-        network: network_theirs.as_ref().map(AsRawFd::as_raw_fd),
+        ports: theirs.ports.iter().map(AsRawFd::as_raw_fd).collect(),
+        network: theirs.network.as_ref().map(AsRawFd::as_raw_fd),
     };
     let files: &[&File] = match origin {
         Origin::Cold => &[],
@@ -81,7 +65,7 @@ pub(super) fn launch(
     let grants = grants::of(qemu, machine, origin);
     let child =
         confine::spawn(command, inherit, &grants).map_err(os("start qemu-system-x86_64"))?;
-    let process = VmmProcess::new(child, stderr.into())?;
+    let process = VmmProcess::new(child, stderr)?;
     let qmp = Connection::new(control, Instant::now() + PATIENCE)
         .map_err(os("set up the control socket"))?;
     Ok(Launched {

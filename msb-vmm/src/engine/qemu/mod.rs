@@ -8,7 +8,6 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -18,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::clock::TscRate;
 use crate::engine::Isolation;
+use crate::engine::files::{check_disks, check_files, check_readable};
 use crate::error::{ControlError, Error};
 use crate::machine::Machine;
 use crate::vm::Vm;
@@ -80,6 +80,16 @@ pub(crate) enum Platform {
         /// The counter's rate.
         tsc: TscRate,
     },
+}
+
+impl Platform {
+    /// What its guests have to be told about their counter.
+    fn tsc(&self) -> Option<TscRate> {
+        match self {
+            Platform::Kvm => None,
+            Platform::Tcg { tsc } => Some(*tsc),
+        }
+    }
 }
 
 /// An installed QEMU and the accelerator to run it with.
@@ -310,36 +320,4 @@ fn capabilities() -> Value {
         { "capability": "x-ignore-shared", "state": true },
         { "capability": "events", "state": true },
     ] })
-}
-
-fn check_files(machine: &Machine) -> Result<(), Error> {
-    check_readable("kernel", &machine.kernel)?;
-    check_readable("initramfs", &machine.initramfs)?;
-    check_disks(machine)
-}
-
-fn check_disks(machine: &Machine) -> Result<(), Error> {
-    for disk in &machine.disks {
-        check_readable("disk", &disk.path)?;
-        if disk.path.to_str().is_none() {
-            // Paths of disks travel in JSON.
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
-            return Err(Error::Unreadable {
-                what: "disk",
-                path: disk.path.clone(),
-                source,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn check_readable(what: &'static str, path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .map(drop)
-        .map_err(|source| Error::Unreadable {
-            what,
-            path: path.to_owned(),
-            source,
-        })
 }

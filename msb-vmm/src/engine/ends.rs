@@ -1,0 +1,50 @@
+//! The sockets of a machine: one end of each is ours, the other the VMM's.
+
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::unix::net::UnixStream;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::vm::Sockets;
+
+/// The VMM's ends.
+#[derive(Debug, Default)]
+pub(super) struct Theirs {
+    /// In the order of the machine's ports.
+    pub(super) ports: Vec<UnixStream>,
+    pub(super) network: Option<UnixStream>,
+}
+
+/// Makes a pair of sockets for each port and for the network card.
+pub(super) fn make(machine: &Machine) -> Result<(Sockets, Theirs), Error> {
+    let pair = || {
+        UnixStream::pair().map_err(|source| Error::Os {
+            action: "make a socket pair",
+            source,
+        })
+    };
+    let (mut ours, mut theirs) = (Sockets::default(), Theirs::default());
+    for port in &machine.ports {
+        let (end, other) = pair()?;
+        ours.ports.push((port.clone(), end));
+        theirs.ports.push(other);
+    }
+    if machine.network.is_some() {
+        let (end, other) = pair()?;
+        ours.network = Some(end);
+        theirs.network = Some(other);
+    }
+    Ok((ours, theirs))
+}
+
+/// Makes the pipe of a VMM's standard error, which neither side waits for.
+pub(super) fn stderr() -> Result<(PipeReader, PipeWriter), Error> {
+    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+    let (ours, theirs) = pipe_with(flags).map_err(|error| Error::Os {
+        action: "make a pipe",
+        source: io::Error::from(error),
+    })?;
+    Ok((ours.into(), theirs.into()))
+}
