@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::run::{cargo, check, check_quiet, step, target_dir};
-use crate::{test, tidy};
+use crate::{kvm_lab, test, tidy};
 
 const DENY_VERSION: &str = "0.20.2";
 
@@ -63,7 +63,8 @@ pub(crate) fn ci() -> Result<()> {
         ))
     })?;
     step("deny", deny)?;
-    test::test(&[])
+    test::test(&[])?;
+    kvm_lab::run(&[])
 }
 
 fn built(command: &mut Command) -> &mut Command {

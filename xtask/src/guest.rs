@@ -17,6 +17,7 @@ pub(crate) fn kernel(tarball: Option<PathBuf>) -> Result<PathBuf> {
         host::install(host::FOR_GUEST)?;
     }
     let options = KernelOptions {
+        more: "",
         tarball,
         out_root: target_dir().join("guest-build"),
         quiet: false,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-/// Everything that is switched on.
+/// Everything that is switched on in guests.
 const FRAGMENT: &str = include_str!("../../msb-vmm/kernel/config");
 
 /// Our changes to the kernel, in the order in which they apply.
@@ -70,6 +70,8 @@ const TAIL_LINES: usize = 25;
 /// What to build from and where to put it.
 #[derive(Debug, Default)]
 pub(crate) struct KernelOptions {
+    /// What is switched on beyond what guests have.
+    pub(crate) more: &'static str,
     /// The kernel's source; without it, that of Debian's `linux-source-6.12`.
     pub(crate) tarball: Option<PathBuf>,
     /// The folder that gets `kernel-HASH/vmlinux`; made when missing.
@@ -88,7 +90,8 @@ pub(crate) struct KernelOptions {
 pub(crate) fn build(options: &KernelOptions) -> Result<PathBuf> {
     let source = Source::find(options.tarball.as_deref())?;
     check_tools()?;
-    let key = key(&source)?;
+    let fragment = format!("{FRAGMENT}{}", options.more);
+    let key = key(&source, &fragment)?;
     let done = options.out_root.join(format!("kernel-{key}"));
     let vmlinux = done.join("vmlinux");
     if vmlinux.exists() {
@@ -110,7 +113,7 @@ pub(crate) fn build(options: &KernelOptions) -> Result<PathBuf> {
     };
     build.unpack(&source)?;
     build.patch()?;
-    build.configure()?;
+    build.configure(&fragment)?;
     build.compile(&options.out_root.join(format!("kernel-{key}.log")))?;
     build.install(&done)?;
     remove(&tree)?;
@@ -206,18 +209,18 @@ impl Build<'_> {
 
     /// Makes `.config`: the fragment, what it needs, and nothing else; and
     /// checks that nothing of the fragment got lost.
-    fn configure(&self) -> Result<()> {
-        fs::write(self.tree.join("msb.config"), FRAGMENT)?;
+    fn configure(&self, fragment: &str) -> Result<()> {
+        fs::write(self.tree.join("msb.config"), fragment)?;
         run(self
             .make()
             .arg("allnoconfig")
             .env("KCONFIG_ALLCONFIG", "msb.config"))
         .context("make allnoconfig failed")?;
         let path = self.tree.join(".config");
-        let lost = lost_options(FRAGMENT, &fs::read_to_string(&path)?);
+        let lost = lost_options(fragment, &fs::read_to_string(&path)?);
         ensure!(
             lost.is_empty(),
-            "this source does not take these lines of msb-vmm/kernel/config \
+            "this source does not take these lines of the configuration \
              (unknown option, or something it depends on is off):\n  {}",
             lost.join("\n  ")
         );
@@ -439,7 +442,7 @@ fn has_header(header: &str) -> bool {
 }
 
 /// Twelve hex digits of the hash of everything that decides the result.
-fn key(source: &Source) -> Result<String> {
+fn key(source: &Source, fragment: &str) -> Result<String> {
     let mut hash = Sha256::new();
     let gcc = output("gcc", &["--version"])?;
     let ld = output("ld", &["--version"])?;
@@ -449,7 +452,7 @@ fn key(source: &Source) -> Result<String> {
         hash.update(part.as_bytes());
     };
     feed(RECIPE);
-    feed(FRAGMENT);
+    feed(fragment);
     for (name, text) in PATCHES {
         feed(name);
         feed(text);

@@ -9,6 +9,7 @@ mod guest;
 mod host;
 mod images;
 mod kernel;
+mod kvm_lab;
 mod registry;
 mod run;
 mod test;
@@ -30,9 +31,10 @@ Tasks for developers:
   kernel [TARBALL]   build the guest kernel (from Debian's linux-source-6.12, or a tarball)
   guest              build the guest bundle: kernel, agent, initramfs
   images             build the container images that the tests use
+  kvm-lab [TEST…]    run the engine tests and msb where KVM works: inside an emulated machine
   boot-profile       boot the guest with an instruction counter and print where they go
   tidy               check dependency direction, file sizes and stray paths
-  ci                 everything CI runs: formatting, lints, docs, deny, tidy, tests
+  ci                 everything CI runs: formatting, lints, docs, deny, tidy, tests, the KVM lab
 ";
 
 fn main() {
@@ -60,6 +62,7 @@ fn dispatch() -> Result<()> {
             let initramfs = bundle.join("initramfs.cpio");
             boot_profile::run(&bundle.join("vmlinux"), Some(initramfs.as_path()))
         }
+        "kvm-lab" => kvm_lab::run(&rest),
         "tidy" => tidy::tidy(),
         "ci" => ci::ci(),
         "" | "help" | "-h" | "--help" => {
