@@ -99,7 +99,7 @@ pub enum Error {
         during: &'static str,
     },
     /// Reading or writing the link failed.
-    #[error("the link to the guest failed while {during}: {}", std::io::Error::from(*kind))]
+    #[error("the link to the guest failed while {during}: {}", told(*kind))]
     LinkIo {
         /// What was being done.
         during: &'static str,
@@ -149,5 +149,14 @@ impl Error {
             Error::TooManyStreams { .. } => Some("wait for running commands to end"),
             _ => None,
         }
+    }
+}
+/// Words for a failure of the link: a read that gave up waiting is called otherwise by
+/// the system.
+fn told(kind: std::io::ErrorKind) -> String {
+    use std::io::ErrorKind::{TimedOut, WouldBlock};
+    match kind {
+        WouldBlock | TimedOut => "it did not answer in time".into(),
+        kind => std::io::Error::from(kind).to_string(),
     }
 }

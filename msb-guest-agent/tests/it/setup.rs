@@ -176,3 +176,11 @@ fn wrong_answers_and_hang_ups_are_errors() {
         Err(Error::LinkClosed { .. } | Error::LinkIo { .. })
     ));
 }
+
+#[test]
+fn a_guest_that_says_nothing_did_not_answer_in_time() {
+    let (mut host, _silent) = UnixStream::pair().unwrap();
+    host.set_nonblocking(true).unwrap();
+    let error = setup::hello(&mut host).unwrap_err().to_string();
+    assert!(error.ends_with("it did not answer in time"), "{error}");
+}

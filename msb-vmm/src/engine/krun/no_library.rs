@@ -7,7 +7,7 @@ use super::protocol::{Fault, RunnerConfig};
 pub(crate) const VERSION: Option<&str> = None;
 
 /// See `library`. There is never one.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Prepared {}
 
 /// See `library`.
