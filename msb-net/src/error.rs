@@ -45,6 +45,14 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
+    /// A secret, its value or its placeholder is not one. The value is never shown.
+    #[error("the secret {name:?} cannot be used: {reason}")]
+    Secret {
+        /// Its name or prefix; empty where that is known to the caller only.
+        name: String,
+        /// What is wrong.
+        reason: InvalidSecret,
+    },
     /// The host's system refuses something that the driver needs.
     #[error("cannot {doing}: {reason}")]
     System {
@@ -88,6 +96,36 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Why a secret cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidSecret {
+    /// The name is none of an environment variable.
+    #[error("a name has letters, digits and '_', and no digit in front")]
+    Name,
+    /// The value has too few bytes to be told from other text.
+    #[error("its value is shorter than {min} bytes")]
+    TooShort {
+        /// The least.
+        min: usize,
+    },
+    /// The value has too many bytes.
+    #[error("its value is longer than {max} bytes")]
+    TooLong {
+        /// The limit.
+        max: usize,
+    },
+    /// The placeholder's prefix would not survive in headers and URLs.
+    #[error("a placeholder's prefix has at most {max} letters, digits, '-', '_' and '.'")]
+    Prefix {
+        /// The limit.
+        max: usize,
+    },
+    /// Its source has no value: no such variable or file, or the program failed.
+    #[error("its source has no value")]
+    NoValue,
 }
 
 /// Why a text is not an address block.

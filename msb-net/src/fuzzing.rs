@@ -1,5 +1,7 @@
 //! Properties that must hold for any input; each function panics where one does not.
 
+mod request;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -8,6 +10,7 @@ use smoltcp::wire::{EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use hickory_proto::op::Message;
 
+pub use self::request::{content_coding, request_path, scrubber};
 use crate::claim::{Claimed, examine};
 use crate::gateway::fragment::Fragments;
 use crate::gateway::{Action, Config, Gateway};

@@ -14,10 +14,12 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gateway;
+pub mod http;
 pub mod journal;
 mod name;
 pub mod policy;
 pub mod publish;
+pub mod secret;
 #[cfg(feature = "shell")]
 pub mod shell;
 

@@ -24,6 +24,21 @@ fn claim() {
 }
 
 #[test]
+fn scrubber() {
+    replay("scrubber", msb_net::fuzzing::scrubber);
+}
+
+#[test]
+fn content_coding() {
+    replay("content_coding", msb_net::fuzzing::content_coding);
+}
+
+#[test]
+fn request_path() {
+    replay("request_path", msb_net::fuzzing::request_path);
+}
+
+#[test]
 fn dns_query() {
     replay("dns_query", msb_net::fuzzing::dns_query);
 }

@@ -1,0 +1,3 @@
+//! HTTP as the gateway reads it.
+
+pub mod path;
