@@ -29,8 +29,11 @@ use crate::{guest, host, images};
 /// What the outer kernel has beyond that of guests.
 const KERNEL: &str = include_str!("../kvm-lab/kernel.config");
 
-/// PID 1 of the outer guest.
-const INIT: &str = include_str!("../kvm-lab/init");
+/// PID 1 of the outer guest, and what it runs.
+const SCRIPTS: [(&str, &str); 2] = [
+    ("init", include_str!("../kvm-lab/init")),
+    ("idle", include_str!("../kvm-lab/idle")),
+];
 
 /// Tests of these names need QEMU, which the lab does not have inside.
 const NEED_QEMU: [&str; 2] = ["template::", "network::a_copy_has"];
@@ -157,9 +160,11 @@ impl Lab {
         let tests = tests(&programs.tests, filters)?;
         ensure!(!tests.is_empty(), "no engine test has such a name");
         fs::write(root.join("lab/tests"), tests.join("\n") + "\n")?;
-        let init = root.join("lab/init");
-        fs::write(&init, INIT)?;
-        executable(&init)?;
+        for (name, text) in SCRIPTS {
+            let script = root.join("lab").join(name);
+            fs::write(&script, text)?;
+            executable(&script)?;
+        }
         for file in ["vmlinux", "initramfs.cpio"] {
             fs::copy(bundle.join(file), root.join("guest").join(file))?;
         }
@@ -436,27 +441,17 @@ fn print_measured(wall: &[Outcome], counted: &[Outcome]) {
         times.get(times.len() / 2).copied().unwrap_or_default()
     };
     println!("KVM lab (krun on emulated SVM):");
-    for outcome in wall.iter().filter(|outcome| outcome.name == "measure-boot") {
-        for line in outcome
-            .output
-            .iter()
-            .filter(|line| line.starts_with("cold"))
-        {
-            println!("  {line}");
+    let said = |outcomes: &[Outcome], name: &str, unit: &str| {
+        for outcome in outcomes.iter().filter(|outcome| outcome.name == name) {
+            let lines = outcome.output.iter();
+            for line in lines.filter(|line| line.starts_with("cold") || line.starts_with("idle")) {
+                println!("  {line}{unit}");
+            }
         }
-    }
-    for outcome in counted
-        .iter()
-        .filter(|outcome| outcome.name == "measure-boot")
-    {
-        for line in outcome
-            .output
-            .iter()
-            .filter(|line| line.starts_with("cold"))
-        {
-            println!("  {line} (1 ms = 1 M instructions)");
-        }
-    }
+    };
+    said(wall, "measure-boot", "");
+    said(counted, "measure-boot", " (1 ms = 1 M instructions)");
+    said(wall, "measure-idle", "");
     for name in ["measure-first-run", "measure-run"] {
         println!(
             "  msb run … /bin/true, {}: {:.2} s, {:.0} M instructions",

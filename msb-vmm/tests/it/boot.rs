@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 
-use msb_vmm::{Disk, DiskFormat, Engine, Error, Exit, Isolation, Kvm, Machine, PortName, Vcpus};
+use msb_vmm::{
+    Disk, DiskFormat, Engine, EngineKind, Error, Exit, Isolation, Kvm, Machine, PortName, Vcpus,
+};
 
 use crate::guest::{Lab, PORT, engine, options, run};
 
@@ -198,4 +200,28 @@ fn the_probe_agrees_with_what_boots() {
             assert!(error.hint().is_some());
         }
     }
+}
+
+/// Where KVM cannot run guests, krun asked for all the same fails with a reason: at once where
+/// the device is missing, and by the library's words where it only pretends.
+#[test]
+fn a_machine_that_kvm_cannot_run_ends_with_a_reason() {
+    if Engine::probe() == Kvm::Usable {
+        // Then the other tests boot on krun.
+        return;
+    }
+    let mut options = options(Some(EngineKind::Krun));
+    options.kvm = Some(Kvm::Usable);
+    let engine = Engine::choose(options).unwrap();
+    let lab = Lab::new();
+    let refused = match engine.boot(&lab.machine()) {
+        Ok(mut vm) => vm.wait().unwrap().to_string(),
+        Err(error) => error.to_string(),
+    };
+    assert!(
+        ["/dev/kvm", "KVM", "Kvm", "without libkrun"]
+            .iter()
+            .any(|word| refused.contains(word)),
+        "{refused}"
+    );
 }
