@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::kernel::{PACKAGE, named_tarball};
 use crate::run::{capture, check, is_root, step};
 
 /// Packages installed for one purpose.
@@ -23,7 +24,7 @@ const KERNEL: Packages = Packages {
         "patch",
         "libelf-dev",
         "xz-utils",
-        "linux-source-6.12",
+        PACKAGE,
     ],
 };
 const RUN: Packages = Packages {
@@ -78,6 +79,7 @@ pub(crate) fn install(groups: &[Packages]) -> Result<()> {
             .iter()
             .copied()
             .filter(|name| !installed(name))
+            .filter(|name| *name != PACKAGE || named_tarball().is_none())
             .collect();
         if !absent.is_empty() {
             eprintln!("to {}: {}", group.purpose, absent.join(" "));
@@ -103,7 +105,7 @@ pub(crate) fn install(groups: &[Packages]) -> Result<()> {
                 .args(["install", "-y", "-qq", "--no-install-recommends"])
                 .args(&missing),
         )
-        .context("a package could not be installed; linux-source-6.12 is in Debian 12, other releases may lack it")
+        .context("a package could not be installed; linux-source-6.12 is in Debian 12; where a release lacks it, set MSB_KERNEL_TARBALL to the path of a tarball of Linux 6.12")
         },
     )
 }

@@ -36,7 +36,17 @@ const PATCHES: &[(&str, &str)] = &[
 const RECIPE: &str = "1";
 
 /// Debian's package with the source, and where it puts it.
-const PACKAGE: &str = "linux-source-6.12";
+pub(crate) const PACKAGE: &str = "linux-source-6.12";
+
+/// Names a tarball of Linux 6.12, for releases that have no [`PACKAGE`].
+const TARBALL: &str = "MSB_KERNEL_TARBALL";
+
+/// The tarball that the environment names, if it does.
+pub(crate) fn named_tarball() -> Option<PathBuf> {
+    std::env::var_os(TARBALL)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
 const PACKAGE_DIR: &str = "/usr/src";
 
 /// Big parts of the source that an x86 guest never compiles.
@@ -88,7 +98,8 @@ pub(crate) struct KernelOptions {
 /// an option of the fragment does not survive in this source (naming it), when
 /// a patch does not apply, or when the compilation fails (showing its last lines).
 pub(crate) fn build(options: &KernelOptions) -> Result<PathBuf> {
-    let source = Source::find(options.tarball.as_deref())?;
+    let named = named_tarball();
+    let source = Source::find(options.tarball.as_deref().or(named.as_deref()))?;
     check_tools()?;
     let fragment = format!("{FRAGMENT}{}", options.more);
     let key = key(&source, &fragment)?;
@@ -144,7 +155,7 @@ impl Source {
             .with_context(|| {
                 format!(
                     "no {PACKAGE}.tar.* in {PACKAGE_DIR}: install the package {PACKAGE} \
-                     (apt-get install {PACKAGE}), or give the path of a Linux source tarball"
+                     (apt-get install {PACKAGE}), or set MSB_KERNEL_TARBALL to the path of a tarball of Linux 6.12"
                 )
             })?;
         // The package's version stands for the 150 MB that it installed.
