@@ -124,14 +124,29 @@ impl Conditions {
     /// When it does not build.
     pub fn msb(&self) -> Result<PathBuf> {
         println!("building msb …");
+        self.build(&["--package", "msb-cli"])?;
+        Ok(self.target.join("release/msb"))
+    }
+
+    /// Builds the release `jail`, the example of msb-net.
+    ///
+    /// # Errors
+    /// When it does not build.
+    pub fn jail(&self) -> Result<PathBuf> {
+        println!("building jail …");
+        self.build(&["--package", "msb-net", "--example", "jail"])?;
+        Ok(self.target.join("release/examples/jail"))
+    }
+
+    fn build(&self, what: &[&str]) -> Result<()> {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         program::check(
             Command::new(cargo)
-                .args(["build", "--quiet", "--release", "--package", "msb-cli"])
+                .args(["build", "--quiet", "--release"])
+                .args(what)
                 .env("CARGO_TARGET_DIR", &self.target)
                 .current_dir(workspace()),
-        )?;
-        Ok(self.target.join("release/msb"))
+        )
     }
 
     /// A file or folder that is kept from run to run.

@@ -1,4 +1,4 @@
-//! Shared parts of the benchmarks `boot` and `image`: what is measured where,
+//! Shared parts of the benchmarks `boot`, `image` and `net`: what is measured where,
 //! how samples become a table with verdicts, and the peers' tools.
 //!
 //! `docs/performance.md` says how to run them and what they have shown.
@@ -7,9 +7,11 @@
 pub mod conditions;
 pub mod instructions;
 pub mod large_image;
+pub mod net;
 pub mod program;
 pub mod registry;
 pub mod report;
+pub mod versus;
 
 /// The workspace's README, so that its examples are compiled.
 #[cfg(doctest)]

@@ -10,12 +10,22 @@ use anyhow::{Context, Result, anyhow, bail};
 /// Programs that are not msb's, and the Debian packages they come in.
 const PACKAGES: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
+    ("h2load", "nghttp2-client"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nginx", "nginx-light"),
+    ("nsenter", "util-linux"),
+    ("pasta", "passt"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("setpriv", "util-linux"),
     ("skopeo", "skopeo"),
+    ("slirp4netns", "slirp4netns"),
     ("sync", "coreutils"),
+    ("sysctl", "procps"),
     ("time", "time"),
     ("umoci", "umoci"),
+    ("unshare", "util-linux"),
+    ("wrk", "wrk"),
 ];
 
 /// What a run of a program took.

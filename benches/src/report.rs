@@ -21,6 +21,14 @@ pub enum Unit {
     Mib,
     /// One time divided by another of the same run.
     Ratio,
+    /// Microseconds.
+    Micros,
+    /// Thousands of millions of bits in a second.
+    Gigabits,
+    /// So many in a second.
+    PerSecond,
+    /// Seconds of processor time for 10⁹ bytes.
+    SecondsPerGigabyte,
 }
 
 impl Unit {
@@ -31,13 +39,18 @@ impl Unit {
             Unit::Millions => "M",
             Unit::Mib => "MiB",
             Unit::Ratio => "×",
+            Unit::Micros => "µs",
+            Unit::Gigabits => "Gbit/s",
+            Unit::PerSecond => "/s",
+            Unit::SecondsPerGigabyte => "s/GB",
         }
     }
 
-    fn shown(self, value: f64) -> String {
+    pub(crate) fn shown(self, value: f64) -> String {
         let decimals = match self {
-            Unit::Ms | Unit::Millions | Unit::Mib => 1,
-            Unit::Seconds | Unit::Ratio => 2,
+            Unit::PerSecond => 0,
+            Unit::Ms | Unit::Micros | Unit::Millions | Unit::Mib => 1,
+            Unit::Seconds | Unit::Ratio | Unit::Gigabits | Unit::SecondsPerGigabyte => 2,
         };
         format!("{value:.decimals$} {}", self.name())
     }
@@ -111,7 +124,19 @@ impl Row {
         }
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The median with its unit, or a dash when there is none.
+    pub(crate) fn shown(&self) -> String {
+        if self.samples.is_empty() {
+            return "–".into();
+        }
+        self.unit.shown(self.median())
+    }
+
+    pub(crate) fn json(&self) -> Value {
         json!({
             "kind": "row",
             "name": self.name,
@@ -166,9 +191,18 @@ pub fn table(rows: &[Row]) -> String {
 /// # Errors
 /// When the file can't be written.
 pub fn write(path: &Path, conditions: &Value, rows: &[Row]) -> Result<()> {
+    let rows: Vec<_> = rows.iter().map(Row::json).collect();
+    write_lines(path, conditions, &rows)
+}
+
+/// As [`write`], of results that are JSON already.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write_lines(path: &Path, conditions: &Value, results: &[Value]) -> Result<()> {
     let mut text = format!("{conditions}\n");
-    for row in rows {
-        let _ = writeln!(text, "{}", row.json());
+    for result in results {
+        let _ = writeln!(text, "{result}");
     }
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     println!("written to {}", path.display());

@@ -58,7 +58,19 @@ const TEST: Packages = Packages {
 };
 const BENCH: Packages = Packages {
     purpose: "measure",
-    names: &["hyperfine", "time"],
+    names: &[
+        "dnsperf",
+        "hyperfine",
+        "iperf3",
+        "iproute2",
+        "nghttp2-client",
+        "nginx-light",
+        "passt",
+        "procps",
+        "slirp4netns",
+        "time",
+        "wrk",
+    ],
 };
 
 /// What `cargo xtask demo` needs.

@@ -1,0 +1,157 @@
+//! The gateways that are compared, and one of them at work.
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::lab::{KEEPER, await_keeper};
+use super::{ECHO, Lab, Namespace, server};
+use crate::program;
+
+/// How long a gateway may take until the first connection passes: tries, 50 ms apart.
+const MAX_TRIES: u32 = 100;
+
+/// Clock ticks in a second: `USER_HZ`, which Linux has fixed at this.
+const TICKS: f64 = 100.0;
+
+/// A program that is a guest's gateway to the host's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contender {
+    /// `msb-net`, as its example `jail`, with the default policy.
+    MsbNet,
+    /// slirp4netns, over libslirp.
+    Slirp4netns,
+    /// passt, in its mode for namespaces.
+    Pasta,
+}
+
+/// Ours first.
+pub const CONTENDERS: [Contender; 3] =
+    [Contender::MsbNet, Contender::Slirp4netns, Contender::Pasta];
+
+/// A gateway at work, and the guest behind it.
+#[derive(Debug)]
+pub struct Running {
+    /// Where loads run.
+    pub guest: Namespace,
+    gateway: Child,
+}
+
+impl Contender {
+    /// Its name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Contender::MsbNet => "msb-net",
+            Contender::Slirp4netns => "slirp4netns",
+            Contender::Pasta => "pasta",
+        }
+    }
+
+    /// Starts it on the host of `lab`, with a guest whose interface has this MTU.
+    /// `jail` is the program of ours. The echo server must be running.
+    ///
+    /// # Errors
+    /// When it does not start, or nothing passes through it.
+    pub fn start(self, lab: &Lab, jail: &Path, mtu: u16) -> Result<Running> {
+        let mtu = mtu.to_string();
+        let running = match self {
+            Contender::MsbNet => {
+                let mut command = lab.host.command(jail);
+                command.args(["--mtu", &mtu, "sh", "-c", KEEPER]);
+                Running::around(&mut command)
+            }
+            Contender::Slirp4netns => {
+                let guest = Namespace::new()?;
+                let mut command = lab.host.command("slirp4netns");
+                command.args(["--configure", "--disable-host-loopback", "--mtu", &mtu]);
+                command.args([&guest.pid().to_string(), "tap0"]);
+                command.stdin(Stdio::null()).stdout(Stdio::null());
+                let gateway = command.stderr(Stdio::null()).spawn();
+                let gateway = gateway.map_err(|error| program::cannot_run(&command, &error))?;
+                Ok(Running { guest, gateway })
+            }
+            Contender::Pasta => {
+                let mut command = lab.host.command("pasta");
+                command.args(["--foreground", "--quiet", "--config-net", "--mtu", &mtu]);
+                // No ports are forwarded: only the way out is measured.
+                command.args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
+                command.args(["--runas", "0", "--", "sh", "-c", KEEPER]);
+                Running::around(&mut command)
+            }
+        }
+        .with_context(|| format!("{} did not start", self.name()))?;
+        running
+            .await_network()
+            .with_context(|| format!("nothing passes through {}", self.name()))?;
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// A gateway that makes the namespace itself, for the program it runs there.
+    fn around(command: &mut Command) -> Result<Self> {
+        let gateway = await_keeper(command)?;
+        let pid = gateway.id();
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let child = children.split_whitespace().next();
+        let child = child.context("it runs no program")?.parse()?;
+        let guest = Namespace::of(child);
+        Ok(Self { guest, gateway })
+    }
+
+    fn await_network(&self) -> Result<()> {
+        self.guest.run(|| {
+            let mut failed = None;
+            for _ in 0..MAX_TRIES {
+                match TcpStream::connect_timeout(&server(ECHO).into(), Duration::from_secs(1)) {
+                    Ok(_) => return Ok(()),
+                    Err(error) => failed = Some(error),
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            bail!("{failed:?}")
+        })
+    }
+
+    /// Processor time that the gateway has used, in seconds. What the kernel does
+    /// for it at the time is a part of that.
+    ///
+    /// # Errors
+    /// When the gateway has ended.
+    pub fn cpu(&self) -> Result<f64> {
+        let path = format!("/proc/{}/stat", self.gateway.id());
+        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let (_, fields) = stat.rsplit_once(')').context("a process's name")?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        // Fields 14 and 15 of proc(5); the first here is field 3.
+        let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+        Ok(ticks / TICKS)
+    }
+
+    /// The gateway's own resident memory, in MiB.
+    ///
+    /// # Errors
+    /// When the gateway has ended.
+    pub fn memory(&self) -> Result<f64> {
+        let path = format!("/proc/{}/status", self.gateway.id());
+        let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.context("no RssAnon")?.trim().trim_end_matches(" kB");
+        Ok(kib.parse::<f64>()? / 1024.0)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.gateway.kill();
+        let _ = self.gateway.wait();
+    }
+}
