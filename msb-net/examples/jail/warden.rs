@@ -69,7 +69,7 @@ async fn supervise(
             return Err(error);
         }
     };
-    let (network, mut events) = Network::spawn(options, Link::tap(tap))?;
+    let (network, mut events) = Network::spawn(options, Link::tap_with_offload(tap))?;
     for publish in publish {
         offer(&network, publish)?;
     }

@@ -39,6 +39,7 @@ pub(crate) mod fragment;
 mod inbound;
 mod inspect;
 mod link;
+mod offload;
 mod outbox;
 mod packet;
 mod path;
@@ -64,6 +65,8 @@ use self::event::Events;
 pub use self::event::{DropReason, Ended, Event, Refusal};
 use self::fragment::Fragments;
 pub use self::inbound::PublishedId;
+#[cfg(feature = "shell")]
+pub(crate) use self::offload::LENGTH as OFFLOAD_HEADER;
 use self::outbox::Outbox;
 use self::packet::{Packet, Unfit};
 pub use self::path::PathError;
@@ -110,6 +113,11 @@ pub struct Config {
     pub resolvers: Vec<SocketAddr>,
     /// The largest IP packet on the link, from 1,280 to 65,520.
     pub mtu: u16,
+    /// Each frame has a header in front, both ways, as Linux TAP devices have it
+    /// with `IFF_VNET_HDR` (virtio 1.2, 5.1.6; ten bytes). The guest's kernel then
+    /// leaves checksums of TCP and UDP out, sends TCP segments larger than the
+    /// MTU, and takes such from us. The driver sets this to what its link has.
+    pub offload: bool,
     /// How much the guest may use at once.
     pub limits: Limits,
     /// Where initial sequence numbers come from: must be unpredictable.
@@ -130,6 +138,7 @@ impl Config {
             host_addresses: Vec::new(),
             resolvers: Vec::new(),
             mtu: 65_520,
+            offload: false,
             limits: Limits::default(),
             seed,
         }
@@ -296,7 +305,8 @@ impl Gateway {
     pub fn new(mut config: Config) -> Self {
         config.mtu = config.mtu.clamp(1280, 65_520);
         Self {
-            outbox: Outbox::new(config.mac, config.guest_mac, config.mtu),
+            outbox: Outbox::new(config.mac, config.guest_mac, config.mtu)
+                .with_offload(config.offload),
             tcp: TcpTable::default(),
             udp: UdpTable::default(),
             echo: EchoTable::default(),
@@ -321,6 +331,14 @@ impl Gateway {
         if self.actions.len() >= MAX_ACTIONS {
             return self.events.dropped(DropReason::Overload);
         }
+        let split = if self.config.offload {
+            offload::split(frame)
+        } else {
+            Some((false, frame))
+        };
+        let Some((unsummed, frame)) = split else {
+            return self.events.dropped(DropReason::Malformed);
+        };
         let Ok(frame) = EthernetFrame::new_checked(frame) else {
             return self.events.dropped(DropReason::Malformed);
         };
@@ -333,7 +351,10 @@ impl Gateway {
             EthernetProtocol::Arp => self.handle_arp(frame.payload()),
             EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6 => {
                 match Packet::parse(frame.ethertype(), frame.payload()) {
-                    Ok(packet) => self.handle_packet(now, &packet),
+                    Ok(packet) => {
+                        let packet = Packet { unsummed, ..packet };
+                        self.handle_packet(now, &packet);
+                    }
                     Err(Unfit::NotPlain) => {
                         self.handle_piece(now, frame.ethertype(), frame.payload());
                     }

@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroUsize};
 
-use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{
+    self, Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta,
+};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Packet,
@@ -12,6 +15,7 @@ use smoltcp::wire::{
 };
 
 use super::Mac;
+use super::offload::{self, Header};
 use super::packet::Packet;
 
 /// Frames that may wait, and their bytes. Flows make theirs only when the driver
@@ -25,7 +29,7 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 const MAX_SPARE: usize = 32;
 
 /// The length of an Ethernet header.
-const ETHERNET: usize = 14;
+pub(super) const ETHERNET: usize = 14;
 
 /// The hop limit of everything we send; neighbour discovery demands it (RFC 4861).
 pub(super) const HOP_LIMIT: u8 = 255;
@@ -42,6 +46,8 @@ pub(super) struct Outbox {
     mac: Mac,
     pub(super) guest_mac: Option<Mac>,
     pub(super) mtu: u16,
+    /// Frames have a header in front.
+    offload: bool,
     /// Of the last datagram that was sent in pieces.
     ident: u32,
 }
@@ -55,8 +61,14 @@ impl Outbox {
             mac,
             guest_mac,
             mtu,
+            offload: false,
             ident: 0,
         }
+    }
+
+    /// An outbox whose frames have an offload header in front, if `offload` is set.
+    pub(super) fn with_offload(self, offload: bool) -> Self {
+        Self { offload, ..self }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -82,34 +94,51 @@ impl Outbox {
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
-        self.push_with(length, |payload| (fill(payload), kind))
+        self.push_with(length, |payload| (fill(payload), kind, offload::PLAIN))
     }
 
     /// As [`push`](Self::push), for what is an IP packet once it is written.
     fn push_packet<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         self.push_with(length, |payload| {
             let result = fill(payload);
-            let kind = match payload.first().map(|byte| byte >> 4) {
-                Some(6) => EthernetProtocol::Ipv6,
-                _ => EthernetProtocol::Ipv4,
-            };
-            (result, kind)
+            (result, kind(payload), offload::PLAIN)
+        })
+    }
+
+    /// As [`push_packet`](Self::push_packet), for a packet of a flow's stack. With
+    /// `size`, the guest's side is to cut it into segments of that size.
+    fn push_segment<R>(
+        &mut self,
+        length: usize,
+        size: Option<NonZeroU16>,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        if !self.offload {
+            return self.push_packet(length, fill);
+        }
+        self.push_with(length, |payload| {
+            let result = fill(payload);
+            let header = offload::complete(payload, size);
+            (result, kind(payload), header)
         })
     }
 
     fn push_with<R>(
         &mut self,
         length: usize,
-        fill: impl FnOnce(&mut [u8]) -> (R, EthernetProtocol),
+        fill: impl FnOnce(&mut [u8]) -> (R, EthernetProtocol, Header),
     ) -> R {
         let mut buffer = self.spare.pop().unwrap_or_default();
         // Not cleared first: everything below `length` is overwritten by `fill`.
-        buffer.resize(ETHERNET + length, 0);
-        let mut frame = EthernetFrame::new_unchecked(&mut buffer[..]);
+        let start = if self.offload { offload::LENGTH } else { 0 };
+        buffer.resize(start + ETHERNET + length, 0);
+        let (front, frame) = buffer.split_at_mut(start);
+        let mut frame = EthernetFrame::new_unchecked(frame);
         frame.set_src_addr(EthernetAddress(self.mac));
         frame.set_dst_addr(EthernetAddress(self.guest_mac.unwrap_or([0xff; 6])));
-        let (result, kind) = fill(frame.payload_mut());
+        let (result, kind, header) = fill(frame.payload_mut());
         frame.set_ethertype(kind);
+        front.copy_from_slice(&header[..start]);
         if self.has_room() {
             self.bytes += buffer.len();
             self.frames.push_back(buffer);
@@ -351,6 +380,14 @@ impl Outbox {
     }
 }
 
+/// What an IP packet is in Ethernet.
+fn kind(packet: &[u8]) -> EthernetProtocol {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(6) => EthernetProtocol::Ipv6,
+        _ => EthernetProtocol::Ipv4,
+    }
+}
+
 /// The outbox as the device of a flow's stack, with at most one packet to receive.
 pub(super) struct Wire<'a> {
     pub(super) packet: Option<&'a [u8]>,
@@ -359,7 +396,17 @@ pub(super) struct Wire<'a> {
 
 pub(super) struct Received<'a>(&'a [u8]);
 
-pub(super) struct Sender<'a>(&'a mut Outbox);
+pub(super) struct Sender<'a> {
+    outbox: &'a mut Outbox,
+    meta: PacketMeta,
+}
+
+impl<'a> Sender<'a> {
+    fn new(outbox: &'a mut Outbox) -> Self {
+        let meta = PacketMeta::default();
+        Self { outbox, meta }
+    }
+}
 
 impl Device for Wire<'_> {
     type RxToken<'b>
@@ -373,17 +420,26 @@ impl Device for Wire<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sender<'_>)> {
         let packet = self.packet.take()?;
-        Some((Received(packet), Sender(self.outbox)))
+        Some((Received(packet), Sender::new(self.outbox)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
-        self.outbox.has_room().then_some(Sender(self.outbox))
+        self.outbox.has_room().then(|| Sender::new(self.outbox))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.outbox.mtu.into();
+        // What comes was verified before its flow was looked for.
+        capabilities.checksum.ipv4 = Checksum::Tx;
+        capabilities.checksum.tcp = Checksum::Tx;
+        if self.outbox.offload {
+            let most = NonZeroUsize::new(offload::MAX_SEGMENT);
+            capabilities.checksum.tcp = Checksum::None;
+            capabilities.segmentation.tcpv4 = most;
+            capabilities.segmentation.tcpv6 = most;
+        }
         capabilities
     }
 }
@@ -396,6 +452,11 @@ impl phy::RxToken for Received<'_> {
 
 impl phy::TxToken for Sender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
-        self.0.push_packet(length, fill)
+        let size = self.meta.segmentation_offload_size;
+        self.outbox.push_segment(length, size, fill)
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.meta = meta;
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::phy::{Checksum, ChecksumCapabilities};
 use smoltcp::wire::{EthernetProtocol, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet};
 use smoltcp::wire::{Ipv4Repr, Ipv6Repr};
 
@@ -19,6 +19,9 @@ pub(super) struct Packet<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) payload: &'a [u8],
     pub(super) header: IpRepr,
+    /// The sender's kernel has left the transport's checksum to its network card,
+    /// which we are: nothing has happened to the packet since.
+    pub(super) unsummed: bool,
 }
 
 /// Why a packet is not one that can be judged.
@@ -78,6 +81,17 @@ impl<'a> Packet<'a> {
             bytes,
             payload: bytes.get(start..).ok_or(DropReason::Malformed)?,
             header,
+            unsummed: false,
         })
+    }
+
+    /// Which checksums of the transport are to be verified.
+    pub(super) fn checks(&self) -> ChecksumCapabilities {
+        let mut checks = ChecksumCapabilities::default();
+        if self.unsummed {
+            checks.tcp = Checksum::None;
+            checks.udp = Checksum::None;
+        }
+        checks
     }
 }

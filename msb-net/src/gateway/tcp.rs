@@ -7,7 +7,6 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::wire::{
     EthernetProtocol, Icmpv4DstUnreachable, Icmpv6DstUnreachable, TcpPacket, TcpRepr, TcpSeqNumber,
@@ -320,7 +319,7 @@ impl Gateway {
             return self.events.dropped(DropReason::Malformed);
         };
         let (from, to) = (packet.source, packet.destination);
-        let checks = ChecksumCapabilities::default();
+        let checks = packet.checks();
         if TcpRepr::parse(&segment, &from.into(), &to.into(), &checks).is_err() {
             return self.events.dropped(DropReason::Malformed);
         }

@@ -8,7 +8,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{UdpPacket, UdpRepr};
 
 use super::dns::Via;
@@ -101,7 +100,7 @@ impl Gateway {
 
     pub(super) fn handle_udp(&mut self, now: Duration, packet: &Packet<'_>) {
         let (from, to) = (packet.source, packet.destination);
-        let checks = ChecksumCapabilities::default();
+        let checks = packet.checks();
         let parsed = UdpPacket::new_checked(packet.payload).and_then(|datagram| {
             let repr = UdpRepr::parse(&datagram, &from.into(), &to.into(), &checks)?;
             Ok((repr, datagram))

@@ -54,7 +54,7 @@ use self::published::Offer;
 pub use self::published::{Fallback, Publication};
 pub use self::resolve::host_resolvers;
 use crate::Error;
-use crate::gateway::{Config, Gateway, PublishedId};
+use crate::gateway::{Config, Gateway, OFFLOAD_HEADER, PublishedId};
 use crate::journal::Entry;
 use crate::policy::Policy;
 use crate::publish::Publish;
@@ -112,7 +112,7 @@ impl Network {
     /// # Errors
     ///
     /// The system refuses a thread or a descriptor.
-    pub fn spawn(options: Options, link: Link) -> Result<(Self, Events), Error> {
+    pub fn spawn(mut options: Options, link: Link) -> Result<(Self, Events), Error> {
         let failed = |doing| move |error: io::Error| Error::system(doing, &error);
         let policy = Arc::new(options.config.policy.clone());
         let poll = Poll::new().map_err(failed("make an epoll set"))?;
@@ -121,6 +121,8 @@ impl Network {
         let (commands, inbox) = mpsc::channel();
         let (mut feed, events) = channel(&waker);
         feed.capture = options.capture;
+        feed.skip = if link.offload { OFFLOAD_HEADER } else { 0 };
+        options.config.offload = link.offload;
         let port = Port::new(link).map_err(failed("use the guest's link"))?;
         let gateway = Gateway::new(options.config);
         let outside = Outside {
@@ -198,6 +200,8 @@ struct Feed {
     sender: tokio::sync::mpsc::Sender<Entry>,
     starved: Arc<AtomicBool>,
     capture: Option<Capture>,
+    /// What of each frame is no part of it.
+    skip: usize,
 }
 
 impl Feed {
@@ -218,6 +222,7 @@ impl Feed {
 
     fn capture(&mut self, frame: &[u8], from_guest: bool) {
         if let Some(capture) = &mut self.capture {
+            let frame = frame.get(self.skip..).unwrap_or(&[]);
             capture.frame(SystemTime::now(), frame, from_guest);
         }
     }
@@ -280,6 +285,7 @@ fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
         sender,
         starved: Arc::clone(&starved),
         capture: None,
+        skip: 0,
     };
     let waker = Arc::clone(waker);
     (
