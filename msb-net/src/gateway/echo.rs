@@ -22,7 +22,7 @@ use smoltcp::wire::{
 use super::bucket::Bucket;
 use super::event::{DropReason, Ended, Event};
 use super::packet::Packet;
-use super::{Action, FlowId, Gateway, MAX_ACTIONS, policy};
+use super::{Action, FlowId, FlowMap, Gateway, MAX_ACTIONS, policy};
 use crate::addr::Faces;
 
 /// The largest payload that is passed on: what fits into an ordinary packet.
@@ -47,7 +47,7 @@ type Ends = (IpAddr, IpAddr, u16);
 
 /// All echo flows.
 pub(super) struct EchoTable {
-    flows: HashMap<FlowId, EchoFlow>,
+    flows: FlowMap<EchoFlow>,
     ids: HashMap<Ends, FlowId>,
     bucket: Bucket,
     /// The host lets nobody send echo requests.
@@ -67,7 +67,7 @@ struct EchoFlow {
 impl Default for EchoTable {
     fn default() -> Self {
         Self {
-            flows: HashMap::new(),
+            flows: FlowMap::default(),
             ids: HashMap::new(),
             bucket: Bucket::new(RATE, BURST),
             forbidden: false,

@@ -36,6 +36,7 @@ mod dns;
 mod echo;
 mod event;
 pub(crate) mod fragment;
+mod ids;
 mod inbound;
 mod inspect;
 mod link;
@@ -64,6 +65,7 @@ use self::echo::EchoTable;
 use self::event::Events;
 pub use self::event::{DropReason, Ended, Event, Refusal};
 use self::fragment::Fragments;
+pub(crate) use self::ids::FlowMap;
 pub use self::inbound::PublishedId;
 #[cfg(feature = "shell")]
 pub(crate) use self::offload::LENGTH as OFFLOAD_HEADER;

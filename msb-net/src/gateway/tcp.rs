@@ -17,7 +17,7 @@ use super::inspect::Unjudged;
 use super::packet::Packet;
 use super::stack::Stack;
 use super::throttle::Places;
-use super::{Action, Config, ConnectError, FlowId, Gateway, Limits, policy};
+use super::{Action, Config, ConnectError, FlowId, FlowMap, Gateway, Limits, policy};
 use crate::{claim, dns};
 
 /// How long an upstream connection may take to open: what Linux waits, so that a
@@ -48,7 +48,7 @@ type Ends = (SocketAddr, SocketAddr);
 /// All TCP flows.
 #[derive(Default)]
 pub(super) struct TcpTable {
-    flows: HashMap<FlowId, TcpFlow>,
+    flows: FlowMap<TcpFlow>,
     ids: HashMap<Ends, FlowId>,
     /// Flows that may have frames to send, each at most once.
     ready: VecDeque<FlowId>,

@@ -1,15 +1,15 @@
 //! When each flow wants to be looked at next: one deadline per flow.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::FlowId;
+use super::{FlowId, FlowMap};
 
 #[derive(Default)]
 pub(super) struct Timers {
     queue: BTreeSet<(Duration, FlowId)>,
     /// As many entries as `queue`, which the flow tables bound.
-    deadlines: HashMap<FlowId, Duration>,
+    deadlines: FlowMap<Duration>,
 }
 
 impl Timers {

@@ -13,7 +13,7 @@ use smoltcp::wire::{UdpPacket, UdpRepr};
 use super::dns::Via;
 use super::event::{DropReason, Ended, Event};
 use super::packet::Packet;
-use super::{Action, FlowId, Gateway, MAX_ACTIONS, PublishedId, policy};
+use super::{Action, FlowId, FlowMap, Gateway, MAX_ACTIONS, PublishedId, policy};
 use crate::dns;
 
 /// How long a flow is kept after its last datagram.
@@ -27,7 +27,7 @@ type Origin = (PublishedId, SocketAddr);
 /// All UDP flows.
 #[derive(Default)]
 pub(super) struct UdpTable {
-    flows: HashMap<FlowId, UdpFlow>,
+    flows: FlowMap<UdpFlow>,
     ids: HashMap<Ends, FlowId>,
     /// The flows that came from outside.
     origins: HashMap<Origin, FlowId>,

@@ -10,7 +10,7 @@
 //! stop. The other way round a slow peer fills its own flow's buffer only, and
 //! its guest's window closes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::mpsc;
@@ -28,7 +28,7 @@ use super::ping::Ping;
 use super::published::{Client, Fallback, Offers};
 use super::stream::{Stream, Turn};
 use super::{Command, Feed};
-use crate::gateway::{Action, FlowId, Gateway};
+use crate::gateway::{Action, FlowId, FlowMap, Gateway};
 use crate::journal::Entry;
 
 /// Events taken from the system at once.
@@ -64,7 +64,7 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     poll: Poll,
     started: Instant,
-    flows: HashMap<FlowId, Upstream>,
+    flows: FlowMap<Upstream>,
     /// Flows that may move bytes, each at most once.
     work: VecDeque<FlowId>,
     /// For one frame, and for one datagram.
@@ -99,7 +99,7 @@ impl Driver {
             commands,
             poll,
             started: Instant::now(),
-            flows: HashMap::new(),
+            flows: FlowMap::default(),
             work: VecDeque::new(),
             frame: Vec::new(),
             datagram: vec![0; MAX_FRAME],

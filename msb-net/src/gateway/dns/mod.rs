@@ -27,7 +27,7 @@ use std::time::Duration;
 use self::stream::Streams;
 use self::upstream::Pending;
 use super::event::{DropReason, Event};
-use super::{Config, FlowId, Gateway, MAX_RESOLVERS};
+use super::{Config, FlowId, FlowMap, Gateway, MAX_RESOLVERS};
 use crate::Name;
 use crate::addr::Faces;
 use crate::dns::{
@@ -64,7 +64,7 @@ pub(super) struct Resolver {
     budget: Budget,
     streams: Streams,
     /// Queries under way, by the flow to the server that is asked just now.
-    pending: HashMap<FlowId, Pending>,
+    pending: FlowMap<Pending>,
     asked: HashMap<Arc<[u8]>, FlowId>,
     /// Used again for each query.
     key: Vec<u8>,
@@ -152,7 +152,7 @@ impl Resolver {
             bindings,
             budget: Budget::default(),
             streams: Streams::default(),
-            pending: HashMap::new(),
+            pending: FlowMap::default(),
             asked: HashMap::new(),
             key: Vec::new(),
             reply: Vec::new(),
