@@ -19,6 +19,9 @@ use crate::dns;
 /// How long a flow is kept after its last datagram.
 const IDLE: Duration = Duration::from_secs(120);
 
+/// How exactly the time of a flow's last datagram is known.
+const GRAIN: Duration = Duration::from_millis(100);
+
 type Ends = (SocketAddr, SocketAddr);
 
 /// The published port a flow came to, and from where.
@@ -31,7 +34,7 @@ pub(super) struct UdpTable {
     ids: HashMap<Ends, FlowId>,
     /// The flows that came from outside.
     origins: HashMap<Origin, FlowId>,
-    /// When each flow was last used.
+    /// When each flow was last used, to a [`GRAIN`].
     used: BTreeSet<(Duration, FlowId)>,
 }
 
@@ -64,12 +67,14 @@ impl UdpTable {
         self.origins.get(&origin).copied()
     }
 
-    /// Notes that a flow is in use.
+    /// Notes that a flow is in use, if that was not noted lately.
     fn touch(&mut self, now: Duration, id: FlowId) -> Option<&mut UdpFlow> {
         let flow = self.flows.get_mut(&id)?;
-        self.used.remove(&(flow.used, id));
-        self.used.insert((now, id));
-        flow.used = now;
+        if now.saturating_sub(flow.used) >= GRAIN {
+            self.used.remove(&(flow.used, id));
+            self.used.insert((now, id));
+            flow.used = now;
+        }
         Some(flow)
     }
 }
