@@ -37,6 +37,10 @@ const MAX_READY: usize = 256;
 /// Turns of flows before frames are taken again.
 const MAX_TURNS: usize = 256;
 
+/// Bytes that flows may move towards the guest before frames are made of them: of
+/// more the first would have left the processor's cache by then.
+const FLUSH: usize = 128 * 1024;
+
 /// Tokens of what is not a flow. Flows have their own numbers, which count up
 /// from 1.
 const LINK: Token = Token(usize::MAX);
@@ -213,11 +217,16 @@ impl Driver {
         self.admit(now);
         self.act(now);
         // One turn each: what they wrote is sent before they write more.
+        let mut moved = 0;
         for _ in 0..self.work.len().min(MAX_TURNS) {
             let Some(id) = self.work.pop_front() else {
                 break;
             };
-            self.serve(now, id);
+            moved += self.serve(now, id);
+            if moved >= FLUSH {
+                moved = 0;
+                self.send_frames(now)?;
+            }
         }
         self.act(now);
         self.send_frames(now)?;
@@ -447,12 +456,15 @@ impl Driver {
         self.gateway.path_failed(now, id, error, None, quoted);
     }
 
-    /// Gives a flow its turn.
-    fn serve(&mut self, now: Duration, id: FlowId) {
+    /// Gives a flow its turn. Returns how many bytes a stream moved to the guest.
+    fn serve(&mut self, now: Duration, id: FlowId) -> usize {
+        let mut moved = 0;
         let turn = match self.flows.get_mut(&id) {
             Some(Upstream::Stream(stream)) => {
                 stream.waiting = false;
-                stream.turn(now, id, &mut self.gateway)
+                let turn = stream.turn(now, id, &mut self.gateway);
+                moved = stream.moved;
+                turn
             }
             Some(Upstream::Datagram(datagram)) => {
                 datagram.waiting = false;
@@ -464,7 +476,7 @@ impl Driver {
                 let buffer = &mut self.datagram;
                 ping.turn(now, id, &mut self.gateway, buffer)
             }
-            None => return,
+            None => return 0,
         };
         match turn {
             Turn::Idle => {}
@@ -473,6 +485,7 @@ impl Driver {
                 self.flows.remove(&id);
             }
         }
+        moved
     }
 
     /// Hands on the gateway's events as far as somebody takes them.
