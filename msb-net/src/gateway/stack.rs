@@ -17,13 +17,54 @@ use super::outbox::{Outbox, Wire};
 /// after this long, not at once.
 const BREATH: Duration = Duration::from_millis(1);
 
+/// Sockets kept for flows to come: what opens within a moment on a busy link.
+const MAX_SPARE: usize = 64;
+
+/// A flow that moved more than this either way has touched that much memory of
+/// its buffers, which is then better given back.
+const MAX_TOUCHED: u64 = 64 * 1024;
+
 /// A TCP/IP stack for one flow.
 pub(super) struct Stack {
     interface: Interface,
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
+    socket: OneSocket,
     /// The buffer for each direction, in bytes.
     pub(super) buffer: usize,
+}
+
+/// A set of one socket, and what it is called there.
+struct OneSocket(SocketSet<'static>, SocketHandle);
+
+/// Sockets of flows that are over. Making one means to have its buffers zeroed,
+/// page by page, of which a short flow needs the first alone.
+#[derive(Default)]
+pub(super) struct Spare(Vec<(usize, OneSocket)>);
+
+impl Spare {
+    /// Keeps the socket of a flow that ended well and moved so many bytes either
+    /// way at most.
+    pub(super) fn keep(&mut self, mut stack: Stack, moved: u64) {
+        if self.0.len() < MAX_SPARE && moved <= MAX_TOUCHED {
+            stack.socket().abort();
+            self.0.push((stack.buffer, stack.socket));
+        }
+    }
+
+    /// A closed socket with buffers of this size.
+    fn socket(&mut self, buffer: usize) -> OneSocket {
+        // Nearly always the last one will do.
+        let found = self.0.iter().rposition(|(size, _)| *size == buffer);
+        if let Some(index) = found {
+            return self.0.swap_remove(index).1;
+        }
+        let bytes = || SocketBuffer::new(vec![0; buffer]);
+        let mut socket = Socket::new(bytes(), bytes());
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        OneSocket(sockets, handle)
+    }
 }
 
 impl Stack {
@@ -33,9 +74,10 @@ impl Stack {
         far: SocketAddr,
         buffer: usize,
         seed: u64,
-        outbox: &mut Outbox,
+        (outbox, spare): (&mut Outbox, &mut Spare),
     ) -> Self {
-        let mut stack = Self::idle(now, far, buffer, seed, outbox);
+        let socket = spare.socket(buffer);
+        let mut stack = Self::idle(now, far, buffer, seed, outbox, socket);
         let at = (IpAddress::from(far.ip()), far.port());
         let listening = stack.socket().listen(at);
         debug_assert!(
@@ -51,13 +93,15 @@ impl Stack {
         (guest, far): (SocketAddr, SocketAddr),
         buffer: usize,
         seed: u64,
-        outbox: &mut Outbox,
+        (outbox, spare): (&mut Outbox, &mut Spare),
     ) -> Self {
-        let mut stack = Self::idle(now, far, buffer, seed, outbox);
+        let socket = spare.socket(buffer);
+        let mut stack = Self::idle(now, far, buffer, seed, outbox, socket);
         let to = (IpAddress::from(guest.ip()), guest.port());
         let from = (IpAddress::from(far.ip()), far.port());
         let context = stack.interface.context();
-        let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
+        let OneSocket(sockets, handle) = &mut stack.socket;
+        let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let connecting = socket.connect(context, to, from);
         debug_assert!(
             connecting.is_ok(),
@@ -66,7 +110,14 @@ impl Stack {
         stack
     }
 
-    fn idle(now: Duration, far: SocketAddr, buffer: usize, seed: u64, outbox: &mut Outbox) -> Self {
+    fn idle(
+        now: Duration,
+        far: SocketAddr,
+        buffer: usize,
+        seed: u64,
+        outbox: &mut Outbox,
+        socket: OneSocket,
+    ) -> Self {
         let mut wire = Wire {
             packet: None,
             outbox,
@@ -79,22 +130,16 @@ impl Stack {
             // The list has room for two.
             let _ = addresses.push(IpCidr::new(far.ip().into(), 0));
         });
-        let bytes = || SocketBuffer::new(vec![0; buffer]);
-        let mut socket = Socket::new(bytes(), bytes());
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
         Self {
             interface,
-            sockets,
-            handle,
+            socket,
             buffer,
         }
     }
 
     pub(super) fn socket(&mut self) -> &mut Socket<'static> {
-        self.sockets.get_mut(self.handle)
+        let OneSocket(sockets, handle) = &mut self.socket;
+        sockets.get_mut(*handle)
     }
 
     pub(super) fn receive(&mut self, now: Duration, packet: &[u8], outbox: &mut Outbox) {
@@ -102,7 +147,7 @@ impl Stack {
             packet: Some(packet),
             outbox,
         };
-        let sockets = &mut self.sockets;
+        let OneSocket(sockets, _) = &mut self.socket;
         self.interface
             .poll_ingress_single(instant(now), &mut wire, sockets);
     }
@@ -114,7 +159,7 @@ impl Stack {
             packet: None,
             outbox,
         };
-        let sockets = &mut self.sockets;
+        let OneSocket(sockets, _) = &mut self.socket;
         self.interface.poll_egress(instant(now), &mut wire, sockets);
         outbox.len() > before
     }
@@ -130,7 +175,7 @@ impl Stack {
     }
 
     pub(super) fn deadline(&mut self, now: Duration) -> Option<Duration> {
-        let at = self.interface.poll_at(instant(now), &self.sockets)?;
+        let at = self.interface.poll_at(instant(now), &self.socket.0)?;
         let at = Duration::from_micros(at.total_micros().try_into().unwrap_or(0));
         Some(at.max(now + BREATH))
     }

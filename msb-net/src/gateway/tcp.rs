@@ -15,7 +15,7 @@ use smoltcp::wire::{
 use super::event::{DropReason, Ended, Event};
 use super::inspect::Unjudged;
 use super::packet::Packet;
-use super::stack::Stack;
+use super::stack::{Spare, Stack};
 use super::throttle::Places;
 use super::{Action, Config, ConnectError, FlowId, FlowMap, Gateway, Limits, policy};
 use crate::{claim, dns};
@@ -54,6 +54,8 @@ pub(super) struct TcpTable {
     ready: VecDeque<FlowId>,
     /// The buffers of all open flows, in bytes.
     memory: usize,
+    /// Of flows that are over.
+    spare: Spare,
 }
 
 struct TcpFlow {
@@ -180,7 +182,13 @@ impl Gateway {
         let seed = seed(&self.config, id);
         let limits = &self.config.limits;
         let buffer = buffer(limits, &mut self.tcp.memory, flow.told.resolver);
-        let mut stack = Stack::new(now, flow.ends.1, buffer, seed, &mut self.outbox);
+        let mut stack = Stack::new(
+            now,
+            flow.ends.1,
+            buffer,
+            seed,
+            (&mut self.outbox, &mut self.tcp.spare),
+        );
         stack.receive(now, syn, &mut self.outbox);
         flow.told.wants_room = true;
         flow.stage = Stage::Open(Box::new(stack));
@@ -402,7 +410,13 @@ impl Gateway {
     pub(super) fn open_inbound(&mut self, now: Duration, id: FlowId, ends: Ends) {
         let seed = seed(&self.config, id);
         let buffer = buffer(&self.config.limits, &mut self.tcp.memory, false);
-        let stack = Stack::connecting(now, ends, buffer, seed, &mut self.outbox);
+        let stack = Stack::connecting(
+            now,
+            ends,
+            buffer,
+            seed,
+            (&mut self.outbox, &mut self.tcp.spare),
+        );
         let flow = TcpFlow {
             ends,
             stage: Stage::Open(Box::new(stack)),
@@ -542,8 +556,12 @@ impl Gateway {
             return;
         };
         self.tcp.ids.remove(&flow.ends);
-        if let Stage::Open(stack) = &flow.stage {
+        if let Stage::Open(stack) = flow.stage {
             self.tcp.memory -= 2 * stack.buffer;
+            if ended == Ended::Finished {
+                let moved = flow.told.sent.max(flow.told.received);
+                self.tcp.spare.keep(*stack, moved);
+            }
         }
         self.timers.set(id, None);
         if flow.told.resolver {
