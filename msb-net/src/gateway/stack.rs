@@ -17,6 +17,10 @@ use super::outbox::{Outbox, Wire};
 /// after this long, not at once.
 const BREATH: Duration = Duration::from_millis(1);
 
+/// How long an acknowledgement waits for bytes to go with, unless there is more
+/// than a segment to acknowledge: a server that answers at once saves a frame.
+pub(super) const ACK_DELAY: Duration = Duration::from_millis(1);
+
 /// Sockets kept for flows to come: what opens within a moment on a busy link.
 const MAX_SPARE: usize = 64;
 
@@ -60,7 +64,7 @@ impl Spare {
         let bytes = || SocketBuffer::new(vec![0; buffer]);
         let mut socket = Socket::new(bytes(), bytes());
         socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
+        socket.set_ack_delay(Some(ACK_DELAY.into()));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         OneSocket(sockets, handle)

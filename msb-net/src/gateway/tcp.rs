@@ -15,7 +15,7 @@ use smoltcp::wire::{
 use super::event::{DropReason, Ended, Event};
 use super::inspect::Unjudged;
 use super::packet::Packet;
-use super::stack::{Spare, Stack};
+use super::stack::{ACK_DELAY, Spare, Stack};
 use super::throttle::Places;
 use super::{Action, Config, ConnectError, FlowId, FlowMap, Gateway, Limits, policy};
 use crate::{claim, dns};
@@ -488,7 +488,9 @@ impl Gateway {
         // In this state the stack has at most one acknowledgement to send. It is
         // not asked again: it would throw away what the driver has not read.
         let waiting = stack.socket().state() == State::TimeWait;
-        if !flow.told.settled && stack.transmit(now, &mut self.outbox) {
+        // Nor does it wait for bytes to go with.
+        let at = if waiting { now + ACK_DELAY } else { now };
+        if !flow.told.settled && stack.transmit(at, &mut self.outbox) {
             self.tcp.mark_ready(id);
         } else {
             flow.told.settled = waiting;
