@@ -195,7 +195,7 @@ pub fn write(path: &Path, conditions: &Value, rows: &[Row]) -> Result<()> {
     write_lines(path, conditions, &rows)
 }
 
-/// As [`write`], of results that are JSON already.
+/// As [`write()`], of results that are JSON already.
 ///
 /// # Errors
 /// When the file can't be written.
