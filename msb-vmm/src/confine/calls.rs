@@ -119,7 +119,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_set_tid_address,
     libc::SYS_rseq,
     libc::SYS_arch_prctl,
-    libc::SYS_prctl,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_getparam,
@@ -154,7 +153,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sysinfo,
     libc::SYS_getrusage,
     libc::SYS_getrlimit,
-    libc::SYS_prlimit64,
     libc::SYS_times,
     libc::SYS_time,
     libc::SYS_gettimeofday,
@@ -172,6 +170,11 @@ pub(super) fn filters() -> [BpfProgram; 2] {
         ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     // `clone` makes threads only.
     rules.insert(libc::SYS_clone, vec![thread()]);
+    // It does not get rid of the wish to die with its parent.
+    let wish = libc::PR_SET_PDEATHSIG as u64;
+    rules.insert(libc::SYS_prctl, vec![argument(0, SeccompCmpOp::Ne, wish)]);
+    // Limits are asked for and set for itself only, not for others of the same user.
+    rules.insert(libc::SYS_prlimit64, vec![argument(0, SeccompCmpOp::Eq, 0)]);
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     let list = compile(rules, refused, SeccompAction::Allow);
     // The flags of `clone3` are in memory, where no filter sees them: C libraries take
@@ -193,12 +196,21 @@ fn compile(
 
 fn thread() -> SeccompRule {
     let flag = libc::CLONE_THREAD as u64;
-    let condition = SeccompCondition::new(
+    when(
         0,
         SeccompCmpArgLen::Qword,
         SeccompCmpOp::MaskedEq(flag),
         flag,
-    );
-    SeccompRule::new(vec![condition.expect("argument 0 exists")])
+    )
+}
+
+/// Where an argument is an `int`, of which the kernel takes the lower half.
+fn argument(index: u8, is: SeccompCmpOp, value: u64) -> SeccompRule {
+    when(index, SeccompCmpArgLen::Dword, is, value)
+}
+
+fn when(index: u8, length: SeccompCmpArgLen, is: SeccompCmpOp, value: u64) -> SeccompRule {
+    let condition = SeccompCondition::new(index, length, is, value);
+    SeccompRule::new(vec![condition.expect("the argument exists")])
         .expect("a rule with a condition is well-formed")
 }

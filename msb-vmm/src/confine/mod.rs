@@ -90,9 +90,18 @@ pub(crate) struct Confined {
 ///
 /// The process cannot be made, or the program cannot be executed.
 pub(crate) fn spawn(
+    command: Command,
+    inherit: Vec<RawFd>,
+    grants: &Grants,
+) -> io::Result<Confined> {
+    spawn_as(command, inherit, grants, sys::id_maps())
+}
+
+fn spawn_as(
     mut command: Command,
     inherit: Vec<RawFd>,
     grants: &Grants,
+    ids: [String; 2],
 ) -> io::Result<Confined> {
     command.env_clear();
     let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -107,7 +116,7 @@ pub(crate) fn spawn(
         filters: calls::filters(),
         descriptors: MAX_DESCRIPTORS,
         largest_file: grants.largest_file,
-        ids: sys::id_maps(),
+        ids,
     };
     sys::before_exec(&mut command, setup);
     let spawned = launcher::spawn(command);

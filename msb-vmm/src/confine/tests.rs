@@ -23,6 +23,21 @@ fn what_this_host_has_is_found() {
     assert_eq!(found.system_calls, Ok(()));
 }
 
+/// Some hosts allow the namespaces, and then no user in them.
+#[test]
+fn a_host_that_refuses_the_names_of_users_does_not_refuse_the_vmm() {
+    let program = std::fs::canonicalize("/bin/true").unwrap();
+    let mut grants = Grants::default();
+    grants.program(&program);
+    let refused = ["no map".to_owned(), "no map".to_owned()];
+    let command = Command::new(&program);
+    let confined = spawn_as(command, Vec::new(), &grants, refused).unwrap();
+    let (_, status) = waitpid(Some(confined.pid), WaitOptions::empty())
+        .unwrap()
+        .unwrap();
+    assert_eq!(status.exit_status(), Some(0), "{status:?}");
+}
+
 /// What is said to the stand-in: who to attack, and where.
 struct Targets {
     parent: Pid,
@@ -137,6 +152,12 @@ fn attempts(targets: &Targets) -> Vec<Attempt> {
             errno(pidfd_open(parent, PidfdFlags::empty()).map(drop)),
         ),
         (
+            "outlive the parent",
+            errno(rustix::process::set_parent_process_death_signal(None)),
+        ),
+        ("limit the parent", errno(limit(Some(parent)))),
+        ("limit itself", errno(limit(None))),
+        (
             "mount",
             errno(rustix::mount::mount(
                 "none",
@@ -166,6 +187,14 @@ fn attempts(targets: &Targets) -> Vec<Attempt> {
         threads.map_err(|_| io::ErrorKind::Other.into()),
     ));
     attempts
+}
+
+fn limit(pid: Option<Pid>) -> Result<(), Errno> {
+    let none = rustix::process::Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    rustix::process::prlimit(pid, rustix::process::Resource::Core, none).map(drop)
 }
 
 fn abstract_name(folder: &Path) -> Vec<u8> {
@@ -199,11 +228,16 @@ fn a_vmm_that_was_taken_over_reaches_nothing() {
     };
     let (results, confinement) = run_stand_in(&targets);
     assert_eq!(confinement.system_calls, Ok(()));
-    let may = ["read its own file", "write its own file", "start a thread"];
+    let may = [
+        "read its own file",
+        "write its own file",
+        "start a thread",
+        "limit itself",
+    ];
     for (what, code) in &results {
         assert_eq!(*code == 0, may.contains(&what.as_str()), "{what}: {code}");
     }
-    assert_eq!(results.len(), 25, "{results:?}");
+    assert_eq!(results.len(), 28, "{results:?}");
     assert_eq!(
         std::fs::read(folder.path().join("own")).unwrap(),
         b"written"

@@ -131,7 +131,9 @@ impl ChildSetup {
         // SAFETY: these calls take integers only.
         unsafe {
             if libc::unshare(libc::CLONE_NEWUSER | SPACES) == 0 {
-                self.map_ids()?;
+                // A host may allow the namespaces and nothing in them. Without names the
+                // user and the group still are the same, and reach the same files.
+                let _ = self.map_ids();
                 return self.be_born();
             }
             let refused = last_error();
@@ -163,13 +165,14 @@ impl ChildSetup {
             match child {
                 -1 => Err(io::Error::last_os_error()),
                 0 => {
+                    // Or else the read does not end with the middle.
+                    libc::close(ends[1]);
                     // Only the middle knows what the parent calls its child.
                     let read = libc::read(ends[0], pid.as_mut_ptr().cast(), pid.len());
                     if read != pid.len() as isize {
                         return Err(io::ErrorKind::BrokenPipe.into());
                     }
                     libc::close(ends[0]);
-                    libc::close(ends[1]);
                     Ok((i32::from_ne_bytes(pid), 0))
                 }
                 _ => {
@@ -264,13 +267,19 @@ struct Program {
     filter: *const sock_filter,
 }
 
+/// Sets a limit, unless there is a lower one: only root could raise that.
 fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
+    let mut limit = libc::rlimit {
         rlim_cur: most,
         rlim_max: most,
     };
-    // SAFETY: the pointer is to a local that outlives the call.
-    check(unsafe { libc::setrlimit(resource, &raw const limit) })
+    // SAFETY: the pointers are to a local that outlives the calls.
+    unsafe {
+        check(libc::getrlimit(resource, &raw mut limit))?;
+        limit.rlim_max = limit.rlim_max.min(most);
+        limit.rlim_cur = limit.rlim_max;
+        check(libc::setrlimit(resource, &raw const limit))
+    }
 }
 
 /// Gives up all capabilities, and what would give them back to root at `exec`.
@@ -314,4 +323,18 @@ fn last_error() -> i32 {
     io::Error::last_os_error()
         .raw_os_error()
         .unwrap_or(libc::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who lets a user have little also lets the user's VMMs have little, and no less.
+    #[test]
+    fn a_limit_that_is_lower_already_stays() {
+        limit(libc::RLIMIT_CORE, 0).unwrap();
+        limit(libc::RLIMIT_CORE, 4096).unwrap();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Core);
+        assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
+    }
 }

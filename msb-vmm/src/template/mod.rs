@@ -20,7 +20,13 @@
 //! A VMM that was taken over could write to it. The store remembers the file's change
 //! time, which no unprivileged process can set, and rebuilds a template whose files
 //! are no longer as they were saved.
+//!
+//! That keeps later starts from a changed template, not the copies that run already: they
+//! see what they have not touched yet change. And it takes a file system that notes writes
+//! through a mapping: on tmpfs a page that was read first can be changed unnoticed, so a
+//! store does not belong there.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -193,10 +199,7 @@ impl Templates {
         }
         let draft = self.store.draft(&key, machine.memory.bytes())?;
         progress(Step::Booting);
-        copy::sparse(&base.files.ram, draft.ram()).map_err(|source| Error::Os {
-            action: "copy a template's memory",
-            source,
-        })?;
+        self.copy_memory(base, &draft)?;
         let state = base.files.fresh_state()?;
         let mut launched =
             self.qemu
@@ -206,6 +209,22 @@ impl Templates {
         let files = self.finish(launched, draft, &mut progress)?;
         self.store.prune(&[&key, &base.key]);
         Ok(self.template(key, base.plan.clone(), files))
+    }
+
+    /// Copies the memory of `base`. The copy becomes a template of its own, so what a
+    /// taken-over VMM writes meanwhile must not get into it.
+    fn copy_memory(&self, base: &Template, draft: &Draft) -> Result<(), Error> {
+        let copied = copy::sparse(&base.files.ram, draft.ram()).and_then(|()| {
+            if base.files.is_intact() {
+                return Ok(());
+            }
+            self.store.discard(&base.key);
+            Err(io::Error::other("it was changed meanwhile"))
+        });
+        copied.map_err(|source| Error::Os {
+            action: "copy a template's memory",
+            source,
+        })
     }
 
     /// Saves a guest that is ready and puts it into the store.

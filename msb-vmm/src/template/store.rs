@@ -45,9 +45,16 @@ const MAX_STATE: u64 = 16 << 20;
 pub(super) struct Files {
     pub(super) ram: File,
     pub(super) state: File,
+    /// What `ram` looked like when it was saved.
+    saved: FileState,
 }
 
 impl Files {
+    /// Whether the memory is as it was saved, until now.
+    pub(super) fn is_intact(&self) -> bool {
+        FileState::of(&self.ram).is_ok_and(|now| now == self.saved)
+    }
+
     /// Opens the state anew, with a position of its own. Its name may be gone by now.
     pub(super) fn fresh_state(&self) -> Result<File, Error> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", self.state.as_raw_fd()));
@@ -86,17 +93,20 @@ impl Store {
     pub(super) fn open(&self, key: &Key) -> Option<Files> {
         let folder = self.folder(key);
         let meta: Meta = read_json(&folder.join("meta.json")).ok()?;
-        let ram = File::open(folder.join("ram")).ok()?;
-        let state = File::open(folder.join("state")).ok()?;
+        let files = Files {
+            ram: File::open(folder.join("ram")).ok()?,
+            state: File::open(folder.join("state")).ok()?,
+            saved: meta.ram,
+        };
         let intact = meta.key == key.as_str()
-            && FileState::of(&ram).ok()? == meta.ram
-            && FileState::of(&state).ok()? == meta.state
+            && files.is_intact()
+            && FileState::of(&files.state).ok()? == meta.state
             && meta.state.size() <= MAX_STATE
-            && digest(&state).ok()? == meta.state_digest;
+            && digest(&files.state).ok()? == meta.state_digest;
         // The time of the last use, for pruning. Failing means that it is pruned earlier.
         let now = SystemTime::now();
         let _ = File::open(&folder).and_then(|folder| folder.set_modified(now));
-        intact.then_some(Files { ram, state })
+        intact.then_some(files)
     }
 
     /// Takes the right to make a template; calls `waiting` when someone else has it.
@@ -308,8 +318,10 @@ impl Sealed {
             let path = draft.folder.join(name);
             File::open(&path).map_err(store_error("open", &path))
         };
+        let ram = open("ram")?;
         let files = Files {
-            ram: open("ram")?,
+            saved: FileState::of(&ram).map_err(store_error("inspect", &draft.folder))?,
+            ram,
             state: open("state")?,
         };
         remove_folder(&draft.target).map_err(store_error("replace", &draft.target))?;
@@ -394,4 +406,22 @@ fn unique() -> String {
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_was_changed_after_it_was_opened_is_noticed() {
+        let ram = tempfile::tempfile().unwrap();
+        let files = Files {
+            saved: FileState::of(&ram).unwrap(),
+            state: tempfile::tempfile().unwrap(),
+            ram: ram.try_clone().unwrap(),
+        };
+        assert!(files.is_intact());
+        ram.set_len(1).unwrap();
+        assert!(!files.is_intact());
+    }
 }
