@@ -31,6 +31,13 @@ const USUAL: [&str; 7] = [
     "/etc/group",
 ];
 
+/// How many folders of an image's `PATH` are looked into: more is not a search path but an
+/// attempt to have many long names made of two long texts.
+const MAX_FOLDERS: usize = 16;
+
+/// The longest name of a file, with its folders: the guest's kernel takes none longer.
+const MAX_NAME: usize = 4095;
+
 /// Finds the template for a sandbox, or makes it.
 pub(super) fn ensure(
     templates: &Templates,
@@ -101,15 +108,49 @@ fn read_ahead(image: &Image) -> Vec<ByteString> {
         .env
         .iter()
         .find_map(|entry| entry.strip_prefix("PATH="));
-    let mut files = match program {
-        None => Vec::new(),
-        Some(program) if program.contains('/') => vec![program.clone()],
-        Some(program) => path
-            .unwrap_or("/usr/local/bin:/usr/bin:/bin")
-            .split(':')
-            .map(|folder| format!("{folder}/{program}"))
-            .collect(),
-    };
+    let path = path.unwrap_or("/usr/local/bin:/usr/bin:/bin");
+    let mut files = program.map_or_else(Vec::new, |program| places(program, path));
     files.extend(USUAL.map(str::to_owned));
     files.into_iter().map(ByteString::from).collect()
+}
+
+/// Where a program can be. Both texts are the image's, and may be megabytes long.
+fn places(program: &str, path: &str) -> Vec<String> {
+    let fits = |folder: &str| folder.len() + 1 + program.len() <= MAX_NAME;
+    if program.contains('/') {
+        return Some(program.to_owned())
+            .filter(|_| fits(""))
+            .into_iter()
+            .collect();
+    }
+    path.split(':')
+        .take(MAX_FOLDERS)
+        .filter(|folder| fits(folder))
+        .map(|folder| format!("{folder}/{program}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_looked_for_in_the_path() {
+        assert_eq!(places("/bin/a", "/x:/y"), ["/bin/a"]);
+        assert_eq!(places("a", "/x:/y"), ["/x/a", "/y/a"]);
+    }
+
+    /// An image's configuration may be 8 MiB, which as the product of its halves is more
+    /// memory than there is.
+    #[test]
+    fn an_image_cannot_have_long_lists_of_long_names_made() {
+        let long = "a".repeat(4000);
+        let made = places(&long, &":".repeat(4 << 20));
+        assert_eq!(made.len(), MAX_FOLDERS);
+        let too_long = "a".repeat(4 << 20);
+        for program in [too_long.clone(), format!("/{too_long}")] {
+            assert_eq!(places(&program, "/bin:"), [""; 0]);
+        }
+        assert_eq!(places("a", &too_long), [""; 0]);
+    }
 }
