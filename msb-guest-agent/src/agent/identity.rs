@@ -55,6 +55,9 @@ impl Identity {
     /// Writes everything, into the files that were prepared or else into the `/etc` of
     /// `root`. In a root that was used before (`resumed`) only what must not be stale is
     /// written: the rest may be the user's.
+    ///
+    /// What an image has made unwritable keeps nothing else from being written; the error is
+    /// that of the first such file.
     pub(super) fn write(
         mut self,
         config: &GuestConfig,
@@ -63,23 +66,29 @@ impl Identity {
         root: &Path,
     ) -> io::Result<()> {
         let etc = root.join("etc");
+        let mut done = Ok(());
         for (name, content) in contents(config, network, resumed) {
             let prepared = self.files.iter_mut().find(|(known, _)| *known == name);
-            if let Some((_, file)) = prepared {
-                file.write_all(content.as_bytes())?;
-                continue;
-            }
-            if !etc.is_dir() {
-                return Ok(());
-            }
-            let path = etc.join(name);
-            if name == RESOLV_CONF && !path.symlink_metadata().is_ok_and(|old| old.is_file()) {
-                let _ = fs::remove_file(&path);
-            }
-            overwrite(&path, &content)?;
+            let written = match prepared {
+                Some((_, file)) => file.write_all(content.as_bytes()),
+                None => write_through(&etc, name, &content),
+            };
+            done = done.and(written);
         }
-        Ok(())
+        done
     }
+}
+
+/// Writes a file of an image, if that has a place for it.
+fn write_through(etc: &Path, name: &str, content: &str) -> io::Result<()> {
+    if !etc.is_dir() {
+        return Ok(());
+    }
+    let path = etc.join(name);
+    if name == RESOLV_CONF && !path.symlink_metadata().is_ok_and(|old| old.is_file()) {
+        let _ = fs::remove_file(&path);
+    }
+    overwrite(&path, content)
 }
 
 /// The files by their names.
@@ -233,6 +242,33 @@ mod tests {
         let made: Vec<_> = identity.files.iter().map(|(name, _)| *name).collect();
         assert_eq!(made, [HOSTNAME, RESOLV_CONF]);
         assert!(!upper.join("etc/hosts").is_symlink());
+    }
+
+    /// A directory, and a link to where nothing can be: neither keeps the resolvers away.
+    #[test]
+    fn a_file_that_cannot_be_written_keeps_no_other_from_it() {
+        type Make = fn(&Path) -> io::Result<()>;
+        let makers: [(&str, Make); 2] = [
+            ("in-the-way", |path| fs::create_dir(path)),
+            ("astray", |path| {
+                std::os::unix::fs::symlink("/nowhere/id", path)
+            }),
+        ];
+        for (name, make) in makers {
+            let place = Place::new(name);
+            let (lower, upper) = (place.0.join("lower"), place.0.join("upper"));
+            fs::create_dir(lower.join("etc")).unwrap();
+            make(&lower.join("etc/machine-id")).unwrap();
+            // What the overlay would show.
+            fs::create_dir(place.0.join("etc")).unwrap();
+            make(&place.0.join("etc/machine-id")).unwrap();
+            let identity = Identity::prepare(&lower, &upper).unwrap();
+            let written = identity.write(&config(), network(), false, &place.0);
+            assert!(written.is_err(), "{name}");
+            assert_eq!(place.read("upper/etc/hostname"), "box\n", "{name}");
+            let resolvers = place.read("upper/etc/resolv.conf");
+            assert_eq!(resolvers, network().resolv_conf, "{name}");
+        }
     }
 
     fn network() -> Files {
