@@ -38,7 +38,7 @@ const BULK: [(&str, Load); 7] = [
 const UDP_DOWN: (&str, Load) = ("UDP down, 1,400 bytes", Load::Udp(Way::Down));
 
 /// The rest is measured at the largest MTU only: the packets are small.
-const SMALL: [(&str, Load); 6] = [
+const SMALL: [(&str, Load); 7] = [
     ("connects, 8 at a time", Load::Connects),
     ("HTTP requests, 64 connections kept", Load::KeepAlive(64)),
     (
@@ -47,12 +47,15 @@ const SMALL: [(&str, Load); 6] = [
     ),
     ("HTTP requests, a connection each", Load::NewConnections),
     ("HTTP/2 requests, 8 × 32 streams", Load::Http2),
+    ("DNS queries, 100 names", Load::Dns),
     ("1 byte there and back", Load::PingPong),
 ];
 
 fn main() -> Result<()> {
     let conditions = Conditions::look()?;
     program::require(&[
+        "dnsmasq",
+        "dnsperf",
         "h2load",
         "ip",
         "iperf3",

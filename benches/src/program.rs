@@ -9,6 +9,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 /// Programs that are not msb's, and the Debian packages they come in.
 const PACKAGES: &[(&str, &str)] = &[
+    ("dnsmasq", "dnsmasq-base"),
+    ("dnsperf", "dnsperf"),
     ("docker-registry", "docker-registry"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),

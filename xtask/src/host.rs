@@ -59,6 +59,7 @@ const TEST: Packages = Packages {
 const BENCH: Packages = Packages {
     purpose: "measure",
     names: &[
+        "dnsmasq-base",
         "dnsperf",
         "hyperfine",
         "iperf3",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::lab::{KEEPER, await_keeper};
-use super::{ECHO, Lab, Namespace, server};
+use super::{ECHO, Lab, Namespace, SERVER, server};
 use crate::program;
 
 /// How long a gateway may take until the first connection passes: tries, 50 ms apart.
@@ -62,7 +62,8 @@ impl Contender {
         let running = match self {
             Contender::MsbNet => {
                 let mut command = lab.host.command(jail);
-                command.args(["--mtu", &mtu, "sh", "-c", KEEPER]);
+                command.args(["--mtu", &mtu, "--resolver", &SERVER.to_string()]);
+                command.args(["sh", "-c", KEEPER]);
                 Running::around(&mut command)
             }
             Contender::Slirp4netns => {

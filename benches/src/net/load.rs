@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
-use super::{CLOSER, ECHO, HTTP, HTTP2, IPERF, Namespace, SERVER, server};
+use super::{CLOSER, DOMAIN, ECHO, HTTP, HTTP2, IPERF, Namespace, SERVER, server};
 use crate::program;
 
 /// How long any single wait may last: a gateway that loses something fails.
@@ -19,6 +19,9 @@ const CONNECTORS: u32 = 8;
 
 /// Bytes of a datagram: what fits into every MTU.
 const DATAGRAM: u32 = 1400;
+
+/// Names that are asked for.
+const NAMES: u32 = 100;
 
 /// Which way bulk data flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,9 @@ pub enum Load {
     NewConnections,
     /// HTTP/2 requests, 32 at a time on each of 8 connections, per second.
     Http2,
+    /// Queries for a hundred names, per second. Ours answers them itself, from its
+    /// cache; others pass them on to the server.
+    Dns,
     /// A byte there and back, in microseconds.
     PingPong,
 }
@@ -61,6 +67,7 @@ impl Load {
             Load::KeepAlive(connections) => wrk(guest, time, connections, &[]),
             Load::NewConnections => wrk(guest, time, 64, &["--header", "Connection: close"]),
             Load::Http2 => h2load(guest, time),
+            Load::Dns => dnsperf(guest, time),
             Load::PingPong => guest.run(move || ping_pong(time)),
         }
     }
@@ -92,12 +99,17 @@ fn iperf3(guest: &Namespace, time: Duration, way: Way, arguments: &[&str]) -> Re
         command.arg("--reverse");
     }
     let text = output(command.args(arguments))?;
-    serde_json::from_str(&text).context("iperf3 printed no JSON")
+    let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
+    match report.get("error").and_then(Value::as_str) {
+        Some(error) => bail!("iperf3: {error}"),
+        None => Ok(report),
+    }
 }
 
 fn wrk(guest: &Namespace, time: Duration, connections: u32, arguments: &[&str]) -> Result<f64> {
     let mut command = guest.command("wrk");
-    command.args(["--threads=1", &format!("--connections={connections}")]);
+    command.args(["--threads=1", "--timeout=10s"]);
+    command.arg(format!("--connections={connections}"));
     command.arg(format!("--duration={}", time.as_secs().max(1)));
     command.args(arguments);
     let text = output(command.arg(format!("http://{SERVER}:{HTTP}/")))?;
@@ -128,6 +140,25 @@ fn h2load(guest: &Namespace, time: Duration) -> Result<f64> {
     }
     let line = text.lines().find(|line| line.starts_with("finished in"));
     number_after(line.context("h2load did not finish")?, "s,")
+}
+
+fn dnsperf(guest: &Namespace, time: Duration) -> Result<f64> {
+    let mut queries = tempfile::NamedTempFile::new()?;
+    for number in 0..NAMES {
+        writeln!(queries, "host{number}.{DOMAIN} A")?;
+    }
+    let mut command = guest.command("dnsperf");
+    command.args(["-s", &SERVER.to_string(), "-l"]);
+    command.arg(time.as_secs().max(1).to_string());
+    let text = output(command.arg("-d").arg(queries.path()))?;
+    let all = text
+        .lines()
+        .filter(|line| line.contains("Response codes:"))
+        .all(|line| line.contains("NOERROR") && line.contains("(100.00%)"));
+    if !all {
+        bail!("dnsperf: {text}");
+    }
+    number_after(&text, "Queries per second:")
 }
 
 /// The number that follows some words.

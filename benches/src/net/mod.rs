@@ -30,6 +30,9 @@ const ECHO: u16 = 7;
 const CLOSER: u16 = 9;
 const IPERF: u16 = 5201;
 
+/// Every name below it has an address.
+const DOMAIN: &str = "bench.example";
+
 fn server(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(SERVER, port)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{CLOSER, ECHO, HTTP, HTTP2, IPERF, Lab, SERVER, server};
+use super::{CLOSER, DOMAIN, ECHO, HTTP, HTTP2, IPERF, Lab, SERVER, server};
 use crate::program;
 
 /// How long a server takes to listen at most: tries, 25 ms apart.
@@ -37,6 +37,24 @@ impl Servers {
         servers.add(
             lab,
             &["iperf3", "--server", "--bind", &address, "--port", &port],
+        )?;
+        let answer = format!("--address=/{DOMAIN}/192.88.1.1");
+        let listen = format!("--listen-address={SERVER}");
+        servers.add(
+            lab,
+            &[
+                "dnsmasq",
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--no-resolv",
+                "--no-hosts",
+                "--pid-file=",
+                "--user=root",
+                "--bind-interfaces",
+                "--local-ttl=600",
+                &listen,
+                &answer,
+            ],
         )?;
         lab.world.run(|| {
             serve(ECHO, |stream| {

@@ -202,7 +202,12 @@ fn a_capture_holds_what_crossed_the_link() {
     done(
         jail(&world, &["--pcap"])
             .arg(&path)
-            .args(["ping", "-c3", "-i0.01", "192.168.127.1"]),
+            // One after the other: ping does not wait long for the last of several.
+            .args([
+                "sh",
+                "-c",
+                "for i in 1 2 3; do ping -c1 -W20 192.168.127.1 || exit; done",
+            ]),
     );
     let file = std::fs::read(path).expect("a capture was written");
     let (from_guest, to_guest) = directions(&file);
