@@ -14,6 +14,9 @@ use crate::program;
 /// How long any single wait may last: a gateway that loses something fails.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a server that is still busy is asked: tries, a second apart.
+const MAX_TRIES: u32 = 10;
+
 /// Threads that connect at the same time.
 const CONNECTORS: u32 = 8;
 
@@ -98,12 +101,22 @@ fn iperf3(guest: &Namespace, time: Duration, way: Way, arguments: &[&str]) -> Re
     if way == Way::Down {
         command.arg("--reverse");
     }
-    let text = output(command.args(arguments))?;
-    let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
-    match report.get("error").and_then(Value::as_str) {
-        Some(error) => bail!("iperf3: {error}"),
-        None => Ok(report),
+    command.args(arguments);
+    let mut failed = None;
+    for _ in 0..MAX_TRIES {
+        let text = output(&mut command)?;
+        let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
+        let Some(error) = report.get("error").and_then(Value::as_str) else {
+            return Ok(report);
+        };
+        failed = Some(error.to_owned());
+        if !error.contains("busy") {
+            break;
+        }
+        // The end of an earlier run is still on its way through another gateway.
+        std::thread::sleep(Duration::from_secs(1));
     }
+    bail!("iperf3: {}", failed.unwrap_or_default())
 }
 
 fn wrk(guest: &Namespace, time: Duration, connections: u32, arguments: &[&str]) -> Result<f64> {
