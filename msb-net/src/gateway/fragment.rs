@@ -245,7 +245,7 @@ impl Partial {
 
 fn piece_v4(bytes: &[u8]) -> Result<Piece<'_>, DropReason> {
     let packet = Ipv4Packet::new_checked(bytes).map_err(|_| DropReason::Malformed)?;
-    if !packet.verify_checksum() {
+    if packet.version() != 4 || !packet.verify_checksum() {
         return Err(DropReason::Malformed);
     }
     let start = usize::from(packet.header_len());
@@ -275,6 +275,10 @@ enum Stripped<'a> {
 /// Takes off the extension headers of an IPv6 packet.
 fn strip(bytes: &[u8]) -> Result<Stripped<'_>, DropReason> {
     let packet = Ipv6Packet::new_checked(bytes).map_err(|_| DropReason::Malformed)?;
+    // What is put together is told apart by its version alone.
+    if packet.version() != 6 {
+        return Err(DropReason::Malformed);
+    }
     let bytes = bytes
         .get(..packet.total_len())
         .ok_or(DropReason::Malformed)?;

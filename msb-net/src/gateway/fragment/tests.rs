@@ -154,6 +154,22 @@ fn extension_headers_end_here() {
     assert_eq!(take(&extended(44, &nested)), Err(DropReason::Malformed));
 }
 
+/// The header that the version stands for is longer than the packet.
+#[test]
+fn a_version_that_is_not_the_frames_is_refused() {
+    let take = |kind, packet: &[u8]| Fragments::default().take(at(0), kind, packet, |_| true);
+    let mut packet = extended(17, b"");
+    packet[0] = 0x4f;
+    let taken = take(EthernetProtocol::Ipv6, &packet);
+    assert_eq!(taken, Err(DropReason::Malformed));
+    packet[0] = 0x65;
+    let mut header = Ipv4Packet::new_unchecked(&mut packet[..]);
+    header.set_total_len(40);
+    header.fill_checksum();
+    let taken = take(EthernetProtocol::Ipv4, &packet);
+    assert_eq!(taken, Err(DropReason::Malformed));
+}
+
 proptest! {
     #[test]
     fn pieces_are_put_together_as_a_plain_model_does(ops in prop::collection::vec(
