@@ -53,6 +53,14 @@ pub enum Error {
         /// What is wrong.
         reason: InvalidSecret,
     },
+    /// A port of the host cannot be had.
+    #[error("cannot publish port {} on {}: {reason}", address.port(), address.ip())]
+    Port {
+        /// Where the host was to listen.
+        address: std::net::SocketAddr,
+        /// Why it cannot.
+        reason: PortRefusal,
+    },
     /// The host's system refuses something that the driver needs.
     #[error("cannot {doing}: {reason}")]
     System {
@@ -76,7 +84,7 @@ impl Error {
         Self::System {
             doing: doing.into(),
             reason: error.to_string(),
-            hint: many.then(|| "raise the limit of open files (ulimit -n)".into()),
+            hint: many.then(|| MORE_FILES.into()),
         }
     }
 
@@ -85,6 +93,7 @@ impl Error {
         match self {
             Self::Policy(error) => error.hint.clone(),
             Self::System { hint, .. } => hint.clone(),
+            Self::Port { address, reason } => reason.hint(*address),
             Self::Cidr {
                 reason: InvalidCidr::BitsBelowPrefix { meant },
                 ..
@@ -186,6 +195,58 @@ pub enum InvalidPublish {
     },
 }
 
+/// Why a port of the host cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortRefusal {
+    /// Somebody listens there.
+    #[error("something on this host uses it")]
+    InUse,
+    /// It takes privileges to listen there.
+    #[error("it needs privileges")]
+    NotPermitted,
+    /// The address is none of the host's.
+    #[error("this host has no such address")]
+    NoSuchAddress,
+    /// This process has as many descriptors as it may have.
+    #[error("too many files are open")]
+    TooManyFiles,
+    /// Something else, in the system's words.
+    #[error("{0}")]
+    System(String),
+}
+
+impl PortRefusal {
+    /// What the system's refusal means.
+    #[cfg(feature = "shell")]
+    pub(crate) fn of(error: &std::io::Error) -> Self {
+        use rustix::io::Errno;
+
+        match Errno::from_io_error(error) {
+            Some(Errno::ADDRINUSE) => Self::InUse,
+            Some(Errno::ACCESS | Errno::PERM) => Self::NotPermitted,
+            Some(Errno::ADDRNOTAVAIL) => Self::NoSuchAddress,
+            Some(Errno::MFILE | Errno::NFILE) => Self::TooManyFiles,
+            _ => Self::System(error.to_string()),
+        }
+    }
+
+    fn hint(&self, address: std::net::SocketAddr) -> Option<String> {
+        let port = address.port();
+        Some(match self {
+            Self::InUse => {
+                format!("name another port than {port}, or 0 for any that is free")
+            }
+            Self::NotPermitted => format!(
+                "port {port} needs privileges; name one from 1024, or lower sysctl net.ipv4.ip_unprivileged_port_start"
+            ),
+            Self::NoSuchAddress => format!("{} must be an address of this host", address.ip()),
+            Self::TooManyFiles => MORE_FILES.into(),
+            Self::System(_) => return None,
+        })
+    }
+}
+
 /// Why a text is not a domain name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -226,6 +287,9 @@ pub struct SyntaxError {
     /// What to write instead, where that can be guessed.
     pub hint: Option<String>,
 }
+
+/// What helps where descriptors are few.
+const MORE_FILES: &str = "raise the limit of open files (ulimit -n)";
 
 /// Cuts a text taken from a caller to a length fit for an error message.
 pub(crate) fn excerpt(text: &str) -> String {

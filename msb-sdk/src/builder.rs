@@ -259,7 +259,9 @@ fn await_ready(socket: &mut UnixStream, progress: &dyn Fn(Progress)) -> Result<R
                 FromSupervisor::Failed { reason, hint } => {
                     return Err(Error::Start { reason, hint });
                 }
-                FromSupervisor::Network { .. } | FromSupervisor::Ended { .. } => {
+                FromSupervisor::Network { .. }
+                | FromSupervisor::Ports(_)
+                | FromSupervisor::Ended { .. } => {
                     return Err(protocol());
                 }
             }

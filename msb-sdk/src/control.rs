@@ -6,7 +6,6 @@
 //! can't speak for its supervisor.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use msb_guest_agent::wire::{Frame, Kind, StreamId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::port::{PortAnswer, PortRequest, PublishedPort};
 use crate::progress::VmStep;
 use crate::spec::SandboxSpec;
 
@@ -28,6 +28,8 @@ pub(crate) enum ToSupervisor {
     },
     /// Tell what the network does: what it has done since the start, and what it will do.
     WatchNetwork,
+    /// Offer ports of the guest on the host, or no longer. Each is answered, in order.
+    Ports(PortRequest),
 }
 
 /// What to start: everything the supervisor needs to know.
@@ -55,6 +57,8 @@ pub(crate) enum FromSupervisor {
     },
     /// What the network did, once somebody asked: a line of its journal.
     Network { line: String },
+    /// What came of the next request about ports.
+    Ports(PortAnswer),
     /// The sandbox has ended and is cleaned up. Nothing follows.
     Ended {
         /// Why, in words.
@@ -75,7 +79,7 @@ pub(crate) struct Ready {
     /// From the agent's first answer to a configured guest.
     pub(crate) configured: Duration,
     /// Where the host listens for each port of the guest.
-    pub(crate) ports: Vec<(SocketAddr, u16)>,
+    pub(crate) ports: Vec<PublishedPort>,
 }
 
 /// The longest launch message, in bytes: more environment than a kernel takes, and a

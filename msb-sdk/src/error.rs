@@ -1,9 +1,12 @@
 //! What can go wrong, grouped by who can do something about it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use msb_guest_agent::message::ExecError;
+
+use crate::port::PublishedPort;
 
 /// Everything the SDK fails with.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,18 @@ pub enum Error {
         /// What is wrong with it, and where.
         source: msb_net::Error,
     },
+    /// A port that is not published cannot be taken back.
+    #[error("{port} is not published")]
+    NotPublished {
+        /// The port as given.
+        port: PublishedPort,
+    },
+    /// More ports than a sandbox may have published.
+    #[error("a sandbox publishes at most {max} ports")]
+    TooManyPorts {
+        /// The limit.
+        max: usize,
+    },
     /// This program can't be its sandboxes' supervisor.
     #[error("no program can supervise the sandbox")]
     NoSupervisor,
@@ -102,6 +117,21 @@ pub enum Error {
     #[error("cannot start the sandbox: {reason}")]
     Start {
         /// Why.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+
+    /// Something on this host listens on the port.
+    #[error("cannot publish port {} on {}: something on this host uses it", host.port(), host.ip())]
+    PortTaken {
+        /// Where it was to be published.
+        host: SocketAddr,
+    },
+    /// The host can't listen on a port, for another reason.
+    #[error("{reason}")]
+    Port {
+        /// What was tried, and what the system said.
         reason: String,
         /// What to do about it.
         hint: Option<String>,
@@ -154,7 +184,9 @@ impl Error {
             Self::NoGuest { .. } => {
                 "run `cargo xtask guest`, or set MSB_GUEST to the folder that holds vmlinux"
             }
-            Self::Start { hint, .. } => return hint.clone(),
+            Self::Start { hint, .. } | Self::Port { hint, .. } => return hint.clone(),
+            Self::PortTaken { .. } => "name another port, or 0 for any that is free",
+            Self::NotPublished { .. } => "Sandbox::ports tells which are",
             Self::Image(error) => return error.hint(),
             Self::Network(source)
             | Self::PolicyRule { source, .. }
@@ -162,6 +194,7 @@ impl Error {
             Self::Exec { reason, .. } => return reason.hint().map(Into::into),
             Self::InvalidSetting { .. }
             | Self::Unreadable { .. }
+            | Self::TooManyPorts { .. }
             | Self::Supervisor { .. }
             | Self::Gone { .. } => {
                 return None;

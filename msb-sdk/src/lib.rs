@@ -7,6 +7,7 @@
 //! | [`Sandbox`] | a running guest, and its [`SandboxBuilder`] |
 //! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
+//! | [`PublishedPort`] | a port of the guest that the host offers |
 //! | [`policy`] | checking and explaining policies |
 //! | [`Images`] | the images of this host |
 //! | [`doctor`] | what works on this host |
@@ -23,6 +24,7 @@ mod image;
 mod link;
 mod network;
 pub mod policy;
+mod port;
 mod progress;
 mod sandbox;
 mod spec;
@@ -40,6 +42,7 @@ pub use msb_vmm::{EngineKind, Isolation};
 pub use network::{
     Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkLimits, NetworkPolicy, Query,
 };
+pub use port::{PortProtocol, PublishedPort};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};
 pub use spec::SandboxSpec;

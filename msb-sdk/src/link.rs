@@ -5,7 +5,7 @@
 //! gives the guest new credit: a handle that nobody reads holds one window of
 //! output, and stops nobody else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream as StdStream;
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::control::{self, FromSupervisor, ToSupervisor};
 use crate::error::Error;
 use crate::network::{NetworkEvent, Watcher};
+use crate::port::{PortAnswer, PortRequest, PublishedPort};
 
 /// How much is read from the socket at once.
 const CHUNK: usize = 128 * 1024;
@@ -71,6 +72,11 @@ pub(crate) enum Ask {
         stream: StreamId,
     },
     Supervisor(ToSupervisor),
+    /// Something about published ports.
+    Ports {
+        request: PortRequest,
+        reply: oneshot::Sender<PortAnswer>,
+    },
     /// Somebody wants to know what the network does.
     WatchNetwork(Watcher),
     /// End the sandbox now.
@@ -111,6 +117,7 @@ impl Link {
                 hang_up: false,
                 streams: HashMap::new(),
                 watchers: Vec::new(),
+                askers: VecDeque::new(),
             };
             let how = task.run(read, write, inbox).await;
             end_sender.send_replace(Some(how));
@@ -137,6 +144,16 @@ impl Link {
         });
         match answer.await {
             Ok(stream) => Ok((stream?, inbox)),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
+    /// Asks the supervisor something about published ports.
+    pub(crate) async fn ports(&self, request: PortRequest) -> Result<Vec<PublishedPort>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Ports { request, reply });
+        match answer.await {
+            Ok(answer) => Ok(answer?),
             Err(_) => Err(self.gone().await),
         }
     }
@@ -176,6 +193,8 @@ struct Task {
     hang_up: bool,
     streams: HashMap<StreamId, Stream>,
     watchers: Vec<Watcher>,
+    /// Who asked about ports: they are answered in this order.
+    askers: VecDeque<oneshot::Sender<PortAnswer>>,
 }
 
 impl Task {
@@ -240,6 +259,12 @@ impl Task {
             FromSupervisor::Network { line } => {
                 if let Some(event) = NetworkEvent::parse(line) {
                     self.watchers.retain(|watcher| watcher.tell(event.clone()));
+                }
+            }
+            FromSupervisor::Ports(answer) => {
+                if let Some(asker) = self.askers.pop_front() {
+                    // Whoever gave up asking does not want to know.
+                    let _ = asker.send(answer);
                 }
             }
             _ => {}
@@ -329,6 +354,10 @@ impl Task {
             }
             Ask::HangUp => self.hang_up = true,
             Ask::Supervisor(message) => self.tell(&message),
+            Ask::Ports { request, reply } => {
+                self.askers.push_back(reply);
+                self.tell(&ToSupervisor::Ports(request));
+            }
             Ask::WatchNetwork(watcher) => {
                 self.watchers.push(watcher);
                 self.tell(&ToSupervisor::WatchNetwork);

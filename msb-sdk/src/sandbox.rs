@@ -1,7 +1,6 @@
 //! A running sandbox.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use msb_oci::Image;
@@ -12,6 +11,7 @@ use crate::error::Error;
 use crate::exec::{ExecHandle, ExecOptions, Output};
 use crate::link::{Ask, Link};
 use crate::network::{NetworkEvents, Watcher};
+use crate::port::{PortRequest, PublishedPort};
 use crate::spec::SandboxSpec;
 
 /// How long programs have to end themselves when a sandbox is stopped: as long
@@ -93,10 +93,43 @@ impl Sandbox {
         ExecHandle::start(&self.link, options).await
     }
 
-    /// The ports that are published: where the host listens, and the guest's port behind it.
-    #[must_use]
-    pub fn ports(&self) -> &[(SocketAddr, u16)] {
-        &self.report.ports
+    /// Offers ports of the guest on this host from now on: `[BIND:]HOST:GUEST[/udp]`, as in
+    /// [`SandboxBuilder::publish`]. Returns where the host listens for each of them.
+    ///
+    /// ```no_run
+    /// # async fn demo(sandbox: msb_sdk::Sandbox) -> Result<(), msb_sdk::Error> {
+    /// let ports = sandbox.publish("0:80").await?;
+    /// println!("the guest's port 80 is at {}", ports[0].host);
+    /// sandbox.unpublish(&ports[0]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::PortTaken`] and [`Error::Port`] when the host cannot listen there; none of a
+    /// range is offered then. [`Error::Network`] when the text makes no sense.
+    pub async fn publish(&self, ports: impl AsRef<str>) -> Result<Vec<PublishedPort>, Error> {
+        let ports: msb_net::publish::Publish = ports.as_ref().parse()?;
+        let ports = ports.to_string();
+        self.link.ports(PortRequest::Publish { ports }).await
+    }
+
+    /// Offers a port no longer: it is free again when this returns. Connections that are
+    /// open go on.
+    ///
+    /// # Errors
+    /// [`Error::NotPublished`] when it is not offered.
+    pub async fn unpublish(&self, port: &PublishedPort) -> Result<(), Error> {
+        let request = PortRequest::Unpublish { port: *port };
+        self.link.ports(request).await.map(drop)
+    }
+
+    /// The ports that are published now.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the sandbox has ended.
+    pub async fn ports(&self) -> Result<Vec<PublishedPort>, Error> {
+        self.link.ports(PortRequest::List).await
     }
 
     /// What the network decides and does, since the sandbox's start. As much as a few
@@ -172,8 +205,8 @@ pub struct StartReport {
     pub agent: Duration,
     /// From there to a guest that is configured.
     pub configured: Duration,
-    /// The ports that are published: see [`Sandbox::ports`].
-    pub ports: Vec<(SocketAddr, u16)>,
+    /// The ports that were published at the start; [`Sandbox::ports`] tells which are now.
+    pub ports: Vec<PublishedPort>,
 }
 
 impl From<Ready> for StartReport {

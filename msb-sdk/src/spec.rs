@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::network::{NetworkLimits, NetworkPolicy};
+use crate::port::MAX_PORTS;
 
 /// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
 const MAX_NAME: usize = 63;
@@ -16,10 +17,6 @@ const MAX_DISK_MIB: u32 = 16 * 1024 * 1024;
 
 /// The smallest disk: ext4's own tables and some room.
 const MIN_DISK_MIB: u32 = 16;
-
-/// The most ports that can be published, ranges counting as one: each takes descriptors of
-/// the supervisor.
-const MAX_PORTS: usize = 256;
 
 /// One sandbox, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,12 +125,12 @@ impl SandboxSpec {
                 &reason,
             ));
         }
-        if self.ports.len() > MAX_PORTS {
-            let reason = format!("at most {MAX_PORTS}; a range counts as one");
-            return Err(invalid("the number of ports", &self.ports.len(), &reason));
-        }
-        for port in &self.ports {
-            port.parse::<Publish>()?;
+        let mut ports = 0;
+        for text in &self.ports {
+            ports += text.parse::<Publish>()?.pairs().count();
+            if ports > MAX_PORTS {
+                return Err(Error::TooManyPorts { max: MAX_PORTS });
+            }
         }
         if let Some(workdir) = &self.workdir
             && !workdir.starts_with('/')

@@ -59,7 +59,8 @@ pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
     display.finish();
     let sandbox = sandbox?;
     if !args.quiet {
-        for (host, guest) in sandbox.ports() {
+        for port in &sandbox.report().ports {
+            let (host, guest) = (port.host, port.guest);
             terminal::complain(&format!("port {guest} of the guest is at {host}"));
         }
     }

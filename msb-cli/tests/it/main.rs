@@ -9,4 +9,5 @@ mod kill;
 mod lab;
 mod network;
 mod run;
+mod sdk;
 mod terminal;

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use crate::Error;
+use crate::error::PortRefusal;
 use crate::gateway::{FlowId, Gateway, PublishedId};
 use crate::publish::{Protocol, Publish};
 
@@ -37,6 +38,15 @@ impl Publication {
     /// Returns where the host listens, and the guest's port behind it, of each.
     pub fn ports(&self) -> &[(SocketAddr, u16)] {
         &self.ports
+    }
+
+    /// Makes one of each port, so that each can be taken back alone.
+    pub fn into_single(self) -> impl Iterator<Item = Self> {
+        let each = self.ids.into_iter().zip(self.ports);
+        each.map(|(id, port)| Self {
+            ids: vec![id],
+            ports: vec![port],
+        })
     }
 }
 
@@ -75,7 +85,10 @@ pub(super) fn bind(
             Protocol::Tcp => listen(address),
             Protocol::Udp => receive(address),
         }
-        .map_err(|error| refused(address, &error))?;
+        .map_err(|error| Error::Port {
+            address,
+            reason: PortRefusal::of(&error),
+        })?;
         let offer = Offer {
             id: id(),
             socket,
@@ -102,34 +115,6 @@ fn receive(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     socket.set_nonblocking(true)?;
     let bound = socket.local_addr()?;
     Ok((socket.into(), bound))
-}
-
-fn refused(address: SocketAddr, error: &io::Error) -> Error {
-    let port = address.port();
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => Some(format!(
-            "something on this host uses port {port}; name another one, or 0 for any that is free"
-        )),
-        io::ErrorKind::PermissionDenied => Some(format!(
-            "port {port} needs privileges; name one from 1024, or lower sysctl net.ipv4.ip_unprivileged_port_start"
-        )),
-        io::ErrorKind::AddrNotAvailable => {
-            Some(format!("this host has no address {}", address.ip()))
-        }
-        _ => None,
-    };
-    match Error::system(format!("publish port {port} on {}", address.ip()), error) {
-        Error::System {
-            doing,
-            reason,
-            hint: known,
-        } => Error::System {
-            doing,
-            reason,
-            hint: hint.or(known),
-        },
-        other => other,
-    }
 }
 
 /// A client who wants to reach the guest.

@@ -4,20 +4,21 @@
 //! in all of them is set before a template is saved.
 
 use std::io::Write;
-use std::net::SocketAddr;
 
 use bytes::BytesMut;
 use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec};
+use msb_net::error::PortRefusal;
 use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
 use msb_net::publish::Publish;
-use msb_net::shell::{Events, Link, Network, Options, host_addresses, host_resolvers};
+use msb_net::shell::{Events, Link, Network, Options, Publication, host_addresses, host_resolvers};
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
 use tokio::sync::{mpsc, watch};
 
 use super::dial;
 use super::start::{Failure, random};
 use crate::control::{self, FromSupervisor};
+use crate::port::{MAX_PORTS, PortAnswer, PortFailure, PortRequest, PublishedPort};
 use crate::spec::SandboxSpec;
 
 /// The name by which a guest may call the host, whether or not it may reach it.
@@ -83,6 +84,7 @@ impl Wiring {
             network,
             events,
             refused: Some(refused),
+            published: Vec::new(),
         })
     }
 }
@@ -119,6 +121,7 @@ pub(super) struct Wire {
     events: Events,
     /// Clients of published ports whom the guest refused.
     refused: Option<mpsc::Receiver<dial::Client>>,
+    published: Vec<(PublishedPort, Publication)>,
 }
 
 impl Wire {
@@ -128,14 +131,62 @@ impl Wire {
     }
 
     /// Offers the guest's ports on the host; says where it listens for each.
-    pub(super) fn publish(&self, ports: &[String]) -> Result<Vec<(SocketAddr, u16)>, Failure> {
-        let mut all = Vec::new();
-        for port in ports {
-            let publish: Publish = port.parse().map_err(net)?;
-            let publication = self.network.publish(&publish).map_err(net)?;
-            all.extend_from_slice(publication.ports());
+    pub(super) fn publish_all(&mut self, ports: &[String]) -> Result<Vec<PublishedPort>, Failure> {
+        for text in ports {
+            let publish = text.parse().map_err(net)?;
+            self.publish(&publish).map_err(net)?;
         }
-        Ok(all)
+        Ok(self.ports())
+    }
+
+    /// Does what the creator asks about ports. The answer is a message to it.
+    pub(super) fn handle(&mut self, request: PortRequest) -> BytesMut {
+        let answer = match request {
+            PortRequest::Publish { ports } => self.publish_more(&ports),
+            PortRequest::Unpublish { port } => self.unpublish(port),
+            PortRequest::List => Ok(self.ports()),
+        };
+        control::encode(&FromSupervisor::Ports(answer))
+    }
+
+    fn publish_more(&mut self, ports: &str) -> PortAnswer {
+        let publish: Publish = ports.parse().map_err(refusal)?;
+        if self.published.len() + publish.pairs().count() > MAX_PORTS {
+            return Err(PortFailure::TooMany);
+        }
+        self.publish(&publish).map_err(refusal)
+    }
+
+    fn publish(&mut self, publish: &Publish) -> Result<Vec<PublishedPort>, msb_net::Error> {
+        let protocol = publish.protocol();
+        let publication = self.network.publish(publish)?;
+        let known = self.published.len();
+        self.published
+            .extend(publication.into_single().map(|single| {
+                let (host, guest) = single.ports()[0];
+                let port = PublishedPort {
+                    host,
+                    guest,
+                    protocol,
+                };
+                (port, single)
+            }));
+        Ok(self.published[known..]
+            .iter()
+            .map(|(port, _)| *port)
+            .collect())
+    }
+
+    fn unpublish(&mut self, port: PublishedPort) -> PortAnswer {
+        let place = self.published.iter().position(|(known, _)| *known == port);
+        let place = place.ok_or(PortFailure::NotPublished { port })?;
+        let (port, publication) = self.published.remove(place);
+        self.network.unpublish(&publication);
+        Ok(vec![port])
+    }
+
+    fn ports(&self) -> Vec<PublishedPort> {
+        self.published.iter().map(|(port, _)| *port).collect()
     }
 
     /// Waits for the next event as a message to the creator, who must have asked for them.
@@ -156,6 +207,7 @@ impl Wire {
             network,
             mut events,
             refused: _,
+            published: _,
         } = self;
         let policy = network.policy().clone();
         network.stop();
@@ -169,6 +221,20 @@ impl Wire {
 
 fn message(line: String) -> BytesMut {
     control::encode(&FromSupervisor::Network { line })
+}
+
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+fn refusal(error: msb_net::Error) -> PortFailure {
+    match error {
+        msb_net::Error::Port {
+            address,
+            reason: PortRefusal::InUse,
+        } => PortFailure::Taken { host: address },
+        other => PortFailure::Refused {
+            reason: other.to_string(),
+            hint: other.hint(),
+        },
+    }
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants

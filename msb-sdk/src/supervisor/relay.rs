@@ -27,6 +27,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use super::dial;
 use super::network::Wire;
 use crate::control::{self, ToSupervisor};
+use crate::port::PortRequest;
 
 /// How much is read at once, and passed on at once.
 const CHUNK: usize = 128 * 1024;
@@ -63,13 +64,19 @@ pub(super) fn run(
         let (done, shutdown_done) = watch::channel(false);
         // Set when the creator wants to know what the network does.
         let (watched, wanted) = watch::channel(false);
-        let messages = Messages { wire, wanted };
+        let (ports, requests) = mpsc::channel(MAX_REQUESTS);
+        let messages = Messages {
+            wire,
+            wanted,
+            requests,
+        };
+        let asks = Asks { watched, ports };
         let hosts = Hosts {
             creator: to_creator,
             dials: to_dials,
         };
         io::Result::Ok(tokio::select! {
-            end = downwards(from_creator, &to_agent, shutdown_done, watched) => end,
+            end = downwards(from_creator, &to_agent, shutdown_done, asks) => end,
             end = sideways(from_dials, &to_agent) => end,
             end = upwards(from_agent, hosts, done, messages) => end,
             () = dial(dialling, refused) => asked("its ports are served by nobody"),
@@ -100,6 +107,9 @@ fn ends_soon(vm: &Vm) -> bool {
     matches!(poll(&mut watched, Some(&limit)), Ok(1..))
 }
 
+/// Requests about ports that may wait for the network; its creator waits with further ones.
+const MAX_REQUESTS: usize = 16;
+
 type End = (String, bool);
 
 fn asked(why: &str) -> End {
@@ -111,7 +121,7 @@ async fn downwards(
     mut creator: ReadHalf<'_>,
     agent: &Mutex<WriteHalf<'_>>,
     mut shut_down: watch::Receiver<bool>,
-    watched: watch::Sender<bool>,
+    asks: Asks,
 ) -> End {
     let mut decoder = FrameDecoder::new();
     let mut out = BytesMut::new();
@@ -128,7 +138,12 @@ async fn downwards(
                         shutdown(agent, &mut shut_down, grace_ms).await;
                         return asked("stopped");
                     }
-                    Some(ToSupervisor::WatchNetwork) => drop(watched.send_replace(true)),
+                    Some(ToSupervisor::WatchNetwork) => drop(asks.watched.send_replace(true)),
+                    Some(ToSupervisor::Ports(request)) => tokio::select! {
+                        // If the other direction has ended, so does this one.
+                        _ = asks.ports.send(request) => {}
+                        () = hung_up(&creator) => return asked("its creator ended"),
+                    },
                     None => {
                         return (
                             "its creator sent something else than a request".into(),
@@ -221,10 +236,27 @@ async fn shutdown(agent: &Mutex<WriteHalf<'_>>, done: &mut watch::Receiver<bool>
     .await;
 }
 
-/// What the network tells the creator, once that wants it.
+/// What the creator wants of the network.
+struct Asks {
+    watched: watch::Sender<bool>,
+    ports: mpsc::Sender<PortRequest>,
+}
+
+/// What the network tells the creator: answers, and events once that wants them.
 struct Messages<'a> {
     wire: &'a mut Wire,
     wanted: watch::Receiver<bool>,
+    requests: mpsc::Receiver<PortRequest>,
+}
+
+impl Messages<'_> {
+    /// Waits for the next one. Nothing is lost when this is given up.
+    async fn next(&mut self) -> BytesMut {
+        tokio::select! {
+            Some(request) = self.requests.recv() => self.wire.handle(request),
+            message = self.wire.message(&mut self.wanted) => message,
+        }
+    }
 }
 
 /// The two that have streams with the agent.
@@ -252,7 +284,7 @@ async fn upwards(
                 Ok(_) => {}
             },
             // Between frames of the agent, never inside of one.
-            message = messages.wire.message(&mut messages.wanted) => out.extend_from_slice(&message),
+            message = messages.next() => out.extend_from_slice(&message),
         }
         loop {
             match decoder.next_frame() {
@@ -292,8 +324,10 @@ mod tests {
         let (mut agent, _never_read) = UnixStream::pair().expect("pair");
         let (_done, shut_down) = watch::channel(false);
         let (watched, _wanted) = watch::channel(false);
+        let (ports, _requests) = mpsc::channel(MAX_REQUESTS);
+        let asks = Asks { watched, ports };
         let agent = Mutex::new(agent.split().1);
-        let relaying = downwards(theirs.split().0, &agent, shut_down, watched);
+        let relaying = downwards(theirs.split().0, &agent, shut_down, asks);
         let flood = async {
             let payload = vec![0; MAX_PAYLOAD].into();
             let frame = Frame::new(Kind::Data, StreamId(1), payload).expect("frame");

@@ -71,7 +71,7 @@ pub(super) fn start(
 
     let (begin, mut vm) = boot(&engine, launch, home, &machine, &image, progress)?;
     let spec = wiring.spec();
-    let wire = wiring.connect(&mut vm)?;
+    let mut wire = wiring.connect(&mut vm)?;
     let mut agent = vm
         .take_port(AGENT_PORT)
         .ok_or_else(|| Failure::bug("the machine has no agent port"))?;
@@ -85,7 +85,7 @@ pub(super) fn start(
         .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
 
-    let ports = wire.publish(&launch.spec.ports)?;
+    let ports = wire.publish_all(&launch.spec.ports)?;
     let ready = Ready {
         engine: vm.engine().to_string(),
         hardware: vm.isolation() == Isolation::Hardware,
