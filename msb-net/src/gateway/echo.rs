@@ -80,6 +80,11 @@ impl EchoTable {
         self.flows.len()
     }
 
+    /// One of the flows, whichever.
+    pub(super) fn any(&self) -> Option<FlowId> {
+        self.flows.keys().next().copied()
+    }
+
     pub(super) fn contains(&self, id: FlowId) -> bool {
         self.flows.contains_key(&id)
     }
@@ -238,7 +243,7 @@ impl Gateway {
         }
     }
 
-    fn remove_echo(&mut self, now: Duration, id: FlowId, ended: Ended) {
+    pub(super) fn remove_echo(&mut self, now: Duration, id: FlowId, ended: Ended) {
         let Some(flow) = self.echo.flows.remove(&id) else {
             return;
         };

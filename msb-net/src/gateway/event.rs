@@ -86,6 +86,10 @@ pub enum Refusal {
     /// It is an echo request, and the host lets this process send none (on Linux,
     /// `net.ipv4.ping_group_range` does not hold any of its groups).
     Echo,
+    /// There are as many TCP flows as there may be.
+    TooManyFlows,
+    /// More flows were opened than may be in a second.
+    RateLimit,
 }
 
 /// How a flow ended.
@@ -104,6 +108,8 @@ pub enum Ended {
     Idle,
     /// It made room for another one.
     Evicted,
+    /// It was open when the network ended.
+    Stopped,
 }
 
 /// Why a frame was dropped.
@@ -125,7 +131,7 @@ pub enum DropReason {
     Incomplete,
     /// It is of a protocol that is not passed on.
     UnknownProtocol,
-    /// There are as many TCP flows as there may be.
+    /// It opens a TCP flow to the gateway's resolver, and there are as many as there may be.
     TooManyFlows,
     /// It is larger than the guest's link allows.
     TooBig,
@@ -155,6 +161,8 @@ macro_rules! words {
 words!(Refusal {
     Loopback => "loopback",
     Echo => "ping-not-permitted",
+    TooManyFlows => "too-many-flows",
+    RateLimit => "rate-limit",
 });
 
 words!(Ended {
@@ -164,6 +172,7 @@ words!(Ended {
     NotConnected => "not-connected",
     Idle => "idle",
     Evicted => "evicted",
+    Stopped => "stopped",
 });
 
 words!(DropReason {

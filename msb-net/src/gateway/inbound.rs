@@ -13,10 +13,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::event::{DropReason, Event};
-use super::{FlowId, Gateway, policy};
-use crate::addr::{Faces, Group};
-use crate::policy::{Direction, Names, Transport};
+use super::{FlowId, Gateway};
+use crate::policy::Transport;
 
 /// The gateway's own ports, from which it reaches the guest: the usual ephemeral
 /// ones.
@@ -40,17 +38,10 @@ impl Gateway {
     /// [`Action::Writable`]: super::Action::Writable
     /// [`Action::Close`]: super::Action::Close
     pub fn accept(&mut self, now: Duration, peer: SocketAddr, port: u16) -> Option<FlowId> {
-        let id = self.admit(Transport::Tcp(port), peer)?;
-        if self.tcp.len() >= self.config.limits.tcp_flows {
-            self.events.dropped(DropReason::TooManyFlows);
-            return None;
-        }
-        if !self.throttle.may_open(now) {
-            self.events.dropped(DropReason::RateLimit);
-            return None;
-        }
         let guest = SocketAddr::new(self.config.guest_v4.into(), port);
-        let far = self.own_end(|gateway, far| gateway.tcp.is_used(guest, far))?;
+        let (id, far) = self.admit(now, Transport::Tcp(port), peer, |gateway| {
+            gateway.own_end(|gateway, far| gateway.tcp.is_used(guest, far))
+        })?;
         self.open_inbound(now, id, (guest, far));
         Some(id)
     }
@@ -70,42 +61,16 @@ impl Gateway {
         let id = match self.udp.by_origin(origin) {
             Some(id) => id,
             None => {
-                let id = self.admit(Transport::Udp(port), peer)?;
-                if !self.throttle.may_open(now) {
-                    self.events.dropped(DropReason::RateLimit);
-                    return None;
-                }
                 let guest = SocketAddr::new(self.config.guest_v4.into(), port);
-                let far = self.own_end(|gateway, far| gateway.udp.is_used(guest, far))?;
+                let (id, far) = self.admit(now, Transport::Udp(port), peer, |gateway| {
+                    gateway.own_end(|gateway, far| gateway.udp.is_used(guest, far))
+                })?;
                 self.insert_udp(now, id, (guest, far), Some(origin));
                 id
             }
         };
         self.datagram(now, id, payload);
         Some(id)
-    }
-
-    /// Asks the policy about somebody who wants to reach the guest.
-    fn admit(&mut self, transport: Transport, peer: SocketAddr) -> Option<FlowId> {
-        let address = Faces::of(peer.ip()).canonical();
-        let facts = policy::Flow {
-            direction: Direction::In,
-            transport,
-            address,
-            is_host: self.is_host(address) || Group::of(address) == Group::Loopback,
-        };
-        let id = self.new_flow();
-        let verdict = self.config.policy.decide(&facts, &Names::default());
-        let allowed = verdict.action == policy::Action::Allow;
-        self.events.push(Event::Decided {
-            flow: allowed.then_some(id),
-            facts,
-            name: None,
-            claim: None,
-            verdict,
-            refusal: None,
-        });
-        allowed.then_some(id)
     }
 
     /// A port of the gateway that is not in use towards the same end of the guest.
@@ -121,7 +86,6 @@ impl Gateway {
                 return Some(far);
             }
         }
-        self.events.dropped(DropReason::TooManyFlows);
         None
     }
 }

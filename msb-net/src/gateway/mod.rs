@@ -39,6 +39,7 @@ pub(crate) mod fragment;
 mod ids;
 mod inbound;
 mod inspect;
+mod judge;
 mod link;
 mod offload;
 mod outbox;
@@ -77,7 +78,7 @@ use self::throttle::Throttle;
 use self::timers::Timers;
 use self::udp::UdpTable;
 use crate::addr::{Faces, Group};
-use crate::policy::{self, Claim, Direction, Names, Policy, Transport, Verdict};
+use crate::policy::{self, Policy};
 
 /// Actions that may wait for the driver. Each flow has a handful at most; a
 /// driver that falls behind this far gets no new frames worked on.
@@ -421,6 +422,25 @@ impl Gateway {
         flows.into_iter().chain(pieces).chain(held).min()
     }
 
+    /// Ends one of the flows that are open, and tells of it; false when there is none.
+    ///
+    /// For a driver that stops: so what each of them moved is told of, too. It takes the
+    /// event before it calls again.
+    pub fn shut_down(&mut self, now: Duration) -> bool {
+        self.clock = now;
+        self.actions.clear();
+        if let Some(id) = self.tcp.any() {
+            self.remove_tcp(now, id, Ended::Stopped);
+        } else if let Some(id) = self.udp.any() {
+            self.remove_udp(now, id, Ended::Stopped);
+        } else if let Some(id) = self.echo.any() {
+            self.remove_echo(now, id, Ended::Stopped);
+        } else {
+            return false;
+        }
+        true
+    }
+
     /// Returns how many TCP and UDP flows there are.
     pub fn flows(&self) -> (usize, usize) {
         (self.tcp.len(), self.udp.len())
@@ -465,71 +485,6 @@ impl Gateway {
                 self.events.dropped(DropReason::UnknownProtocol);
                 self.outbox.prohibited(packet);
             }
-        }
-    }
-
-    /// Judges a flow that opens, and tells of it.
-    ///
-    /// Some flows are refused whatever the policy says: see [`Refusal`].
-    fn judge(&mut self, now: Duration, id: FlowId, facts: policy::Flow) -> Option<Verdict> {
-        let bound = self.dns.names(now, facts.address);
-        let claim = Claim::Pending;
-        let verdict = self.config.policy.decide(&facts, &Names { bound, claim });
-        let name = bound.last().cloned();
-        let lacking = match facts.transport {
-            // Dialled, it would be the host's own loopback (RFC 1122, 3.2.1.3).
-            _ if Faces::of(facts.address)
-                .any(|face| Group::of(face) == Group::Loopback || face.is_unspecified()) =>
-            {
-                Some(Refusal::Loopback)
-            }
-            Transport::Icmp if self.echo.forbidden => Some(Refusal::Echo),
-            _ => None,
-        };
-        let permitted = verdict.action == policy::Action::Allow;
-        let refusal = lacking.filter(|_| permitted);
-        let allowed = permitted && refusal.is_none();
-        self.events.push(Event::Decided {
-            flow: allowed.then_some(id),
-            facts,
-            name,
-            claim: None,
-            verdict: verdict.clone(),
-            refusal,
-        });
-        allowed.then_some(verdict)
-    }
-
-    /// The facts of a flow of the guest to `destination`.
-    fn facts(&self, transport: Transport, destination: IpAddr) -> policy::Flow {
-        policy::Flow {
-            direction: Direction::Out,
-            transport,
-            address: destination,
-            is_host: self.is_host(destination),
-        }
-    }
-
-    /// Where a flow that was judged as one to `destination` must be dialled: at
-    /// the address that was judged, not at a wrapper around it.
-    fn dial(&self, destination: IpAddr, port: u16) -> SocketAddr {
-        let address = match destination {
-            IpAddr::V4(_) if self.is_gateway(destination) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) if self.is_gateway(destination) => Ipv6Addr::LOCALHOST.into(),
-            _ => Faces::of(destination).canonical(),
-        };
-        SocketAddr::new(address, port)
-    }
-
-    fn is_host(&self, address: IpAddr) -> bool {
-        let own = |face| self.config.host_addresses.contains(&face);
-        self.is_gateway(address) || Faces::of(address).any(own)
-    }
-
-    fn is_gateway(&self, address: IpAddr) -> bool {
-        match Faces::of(address).canonical() {
-            IpAddr::V4(v4) => v4 == self.config.gateway_v4,
-            IpAddr::V6(v6) => v6 == self.config.gateway_v6,
         }
     }
 

@@ -118,6 +118,11 @@ impl TcpTable {
         self.flows.len()
     }
 
+    /// One of the flows, whichever.
+    pub(super) fn any(&self) -> Option<FlowId> {
+        self.flows.keys().next().copied()
+    }
+
     /// Tells whether there is a flow between these ends.
     pub(super) fn is_used(&self, guest: SocketAddr, far: SocketAddr) -> bool {
         self.ids.contains_key(&(guest, far))
@@ -365,7 +370,17 @@ impl Gateway {
         let id = self.new_flow();
         let resolver = ends.1.port() == dns::PORT;
         let mut unjudged = None;
-        if !resolver {
+        if resolver {
+            let full = self.tcp.len() >= self.config.limits.tcp_flows;
+            if full || !self.has_room_for_stream(now) {
+                self.events.dropped(DropReason::TooManyFlows);
+                return self.outbox.reset(packet, segment);
+            }
+            if !self.throttle.may_open(now) {
+                self.events.dropped(DropReason::RateLimit);
+                return self.outbox.reset(packet, segment);
+            }
+        } else {
             let facts = self.facts(policy::Transport::Tcp(ends.1.port()), ends.1.ip());
             let Some(verdict) = self.judge(now, id, facts) else {
                 return self.outbox.reset(packet, segment);
@@ -374,15 +389,6 @@ impl Gateway {
                 let bound = self.dns.names(now, facts.address).to_vec();
                 Box::new(Unjudged { facts, bound })
             });
-        }
-        let full = self.tcp.len() >= self.config.limits.tcp_flows;
-        if full || resolver && !self.has_room_for_stream(now) {
-            self.events.dropped(DropReason::TooManyFlows);
-            return self.outbox.reset(packet, segment);
-        }
-        if !self.throttle.may_open(now) {
-            self.events.dropped(DropReason::RateLimit);
-            return self.outbox.reset(packet, segment);
         }
         let syn = packet.bytes.into();
         let flow = TcpFlow {
@@ -553,7 +559,7 @@ impl Gateway {
         }
     }
 
-    fn remove_tcp(&mut self, now: Duration, id: FlowId, ended: Ended) {
+    pub(super) fn remove_tcp(&mut self, now: Duration, id: FlowId, ended: Ended) {
         let Some(flow) = self.tcp.flows.remove(&id) else {
             return;
         };

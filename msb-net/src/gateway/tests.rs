@@ -42,6 +42,19 @@ fn datagram_by(mac: Mac, from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// What refused each flow that the policy let through, if something did. A flow that may
+/// open is told of with its number, and only such a flow.
+fn decisions(sim: &Sim) -> Vec<Option<Refusal>> {
+    let told = |event: &Event| match event {
+        Event::Decided { flow, refusal, .. } => {
+            assert_eq!(flow.is_some(), refusal.is_none());
+            Some(*refusal)
+        }
+        _ => None,
+    };
+    sim.events.iter().filter_map(told).collect()
+}
+
 fn drops(sim: &Sim) -> Vec<DropReason> {
     let reason = |event: &Event| match event {
         Event::Dropped { reason, .. } => Some(*reason),
@@ -403,7 +416,7 @@ fn more_flows_than_allowed_are_refused() {
             .count(),
         1
     );
-    assert_eq!(drops(&sim), [DropReason::TooManyFlows]);
+    assert_eq!(decisions(&sim)[2..], [None, Some(Refusal::TooManyFlows)]);
 }
 
 #[test]

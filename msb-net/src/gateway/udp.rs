@@ -52,6 +52,11 @@ impl UdpTable {
         self.flows.len()
     }
 
+    /// One of the flows, whichever.
+    pub(super) fn any(&self) -> Option<FlowId> {
+        self.flows.keys().next().copied()
+    }
+
     /// Tells whether there is a flow between these ends.
     pub(super) fn is_used(&self, guest: SocketAddr, far: SocketAddr) -> bool {
         self.ids.contains_key(&(guest, far))
@@ -152,10 +157,6 @@ impl Gateway {
         let id = self.new_flow();
         let facts = self.facts(policy::Transport::Udp(ends.1.port()), ends.1.ip());
         self.judge(now, id, facts)?;
-        if !self.throttle.may_open(now) {
-            self.events.dropped(DropReason::RateLimit);
-            return None;
-        }
         self.insert_udp(now, id, ends, None);
         Some(id)
     }
@@ -202,7 +203,7 @@ impl Gateway {
         }
     }
 
-    fn remove_udp(&mut self, now: Duration, id: FlowId, ended: Ended) {
+    pub(super) fn remove_udp(&mut self, now: Duration, id: FlowId, ended: Ended) {
         let Some(flow) = self.udp.flows.remove(&id) else {
             return;
         };

@@ -133,7 +133,7 @@ impl Driver {
             }
             match self.turn() {
                 Ok(more) => busy = more,
-                Err(Stop::Asked | Stop::LinkEnded) => return,
+                Err(Stop::Asked | Stop::LinkEnded) => return self.finish(),
             }
         }
     }
@@ -486,6 +486,21 @@ impl Driver {
             }
         }
         moved
+    }
+
+    /// Tells of the flows that are open, and of all that was not told yet: it is no more
+    /// than there are flows. Their sockets are closed with the driver.
+    fn finish(&mut self) {
+        let now = self.started.elapsed();
+        loop {
+            while let Some(event) = self.gateway.poll_event() {
+                let at = SystemTime::now();
+                self.feed.push(Entry { at, event });
+            }
+            if !self.gateway.shut_down(now) {
+                return;
+            }
+        }
     }
 
     /// Hands on the gateway's events as far as somebody takes them.

@@ -37,7 +37,7 @@ mod resolve;
 mod stream;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -197,7 +197,9 @@ impl Drop for Network {
 
 /// The driver's end of the events.
 struct Feed {
-    sender: tokio::sync::mpsc::Sender<Entry>,
+    sender: tokio::sync::mpsc::UnboundedSender<Entry>,
+    /// How many wait: bounded, but for what is told at the end.
+    waiting: Arc<AtomicUsize>,
     starved: Arc<AtomicBool>,
     capture: Option<Capture>,
     /// What of each frame is no part of it.
@@ -207,17 +209,18 @@ struct Feed {
 impl Feed {
     /// Tells whether an event can be pushed; if not, the driver is woken when one can.
     fn has_room(&self) -> bool {
-        if self.sender.capacity() > 0 {
+        // Nobody listens any more: what is pushed goes nowhere.
+        if self.sender.is_closed() || self.waiting.load(Ordering::SeqCst) < MAX_EVENTS {
             return true;
         }
         self.starved.store(true, Ordering::SeqCst);
         // It may have been emptied between the two.
-        self.sender.capacity() > 0
+        self.waiting.load(Ordering::SeqCst) < MAX_EVENTS
     }
 
     fn push(&self, entry: Entry) {
-        // There is room, or nobody listens any more.
-        let _ = self.sender.try_send(entry);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _ = self.sender.send(entry);
     }
 
     fn capture(&mut self, frame: &[u8], from_guest: bool) {
@@ -236,10 +239,12 @@ impl Feed {
 }
 
 /// What a [`Network`] tells of, in order. Nobody has to listen: the oldest events
-/// are then dropped, and counted in [`Event::Lost`](crate::gateway::Event::Lost).
+/// are then dropped, and counted in [`Event::Lost`](crate::gateway::Event::Lost). When
+/// the network stops, each flow that is open is told of as closed.
 #[derive(Debug)]
 pub struct Events {
-    receiver: tokio::sync::mpsc::Receiver<Entry>,
+    receiver: tokio::sync::mpsc::UnboundedReceiver<Entry>,
+    waiting: Arc<AtomicUsize>,
     starved: Arc<AtomicBool>,
     waker: Arc<Waker>,
 }
@@ -248,7 +253,7 @@ impl Events {
     /// Waits for the next event; `None` when the network has stopped.
     pub async fn recv(&mut self) -> Option<Entry> {
         let entry = self.receiver.recv().await;
-        self.taken();
+        self.taken(entry.is_some());
         entry
     }
 
@@ -259,19 +264,22 @@ impl Events {
     /// Called from within one.
     pub fn blocking_recv(&mut self) -> Option<Entry> {
         let entry = self.receiver.blocking_recv();
-        self.taken();
+        self.taken(entry.is_some());
         entry
     }
 
     /// Takes the next event if there is one already.
     pub fn try_recv(&mut self) -> Option<Entry> {
         let entry = self.receiver.try_recv().ok();
-        self.taken();
+        self.taken(entry.is_some());
         entry
     }
 
     /// There is room again: the driver may wait for that.
-    fn taken(&self) {
+    fn taken(&self, one: bool) {
+        if one {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
         if self.starved.swap(false, Ordering::SeqCst) {
             let _ = self.waker.wake();
         }
@@ -279,10 +287,12 @@ impl Events {
 }
 
 fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
-    let (sender, receiver) = tokio::sync::mpsc::channel(MAX_EVENTS);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let waiting = Arc::new(AtomicUsize::new(0));
     let starved = Arc::new(AtomicBool::new(false));
     let feed = Feed {
         sender,
+        waiting: Arc::clone(&waiting),
         starved: Arc::clone(&starved),
         capture: None,
         skip: 0,
@@ -292,6 +302,7 @@ fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
         feed,
         Events {
             receiver,
+            waiting,
             starved,
             waker,
         },

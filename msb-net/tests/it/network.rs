@@ -136,6 +136,21 @@ fn a_denied_flow_is_reset_and_told() {
 }
 
 #[test]
+fn what_is_open_at_the_end_is_told_of() {
+    let (config, mut guest, network, mut events) = connected("preset allow-all");
+    let (listener, port) = listener();
+    let flow = guest.connect(SocketAddr::new(config.gateway_v4.into(), port), 40_000);
+    guest.until(flow, |socket| socket.send_slice(b"hello").ok());
+    let (mut peer, _) = listener.accept().unwrap();
+    let mut first = [0; 5];
+    peer.set_nonblocking(true).unwrap();
+    guest.until(flow, |_| peer.read_exact(&mut first).ok());
+    network.stop();
+    assert_eq!(ending(&mut events), (Ended::Stopped, 5, 0));
+    assert_eq!(events.blocking_recv(), None);
+}
+
+#[test]
 fn the_network_ends_with_its_link() {
     let (_, guest, _network, mut events) = connected("preset none");
     drop(guest);

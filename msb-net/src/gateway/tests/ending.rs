@@ -152,3 +152,39 @@ fn a_port_that_is_used_again_at_once_gets_a_decision_of_its_own() {
             .all(|upstream| received(upstream).is_empty())
     );
 }
+
+#[test]
+fn what_is_open_at_the_end_is_told_of() {
+    let mut sim = sim("preset public-only");
+    sim.serve(80, Behaviour::Echo);
+    let handle = sim.connect(SERVER, 40_000);
+    sim.run();
+    sim.socket(handle).send_slice(b"to and fro").unwrap();
+    sim.run();
+    sim.inject(&datagram("192.168.127.2:5000", "1.1.1.1:123", b"tick"));
+    let opened = |event: &Event| match event {
+        Event::Decided { flow, .. } => *flow,
+        _ => None,
+    };
+    let flows: Vec<_> = sim.events.iter().filter_map(opened).collect();
+    let end = sim.now + Duration::from_secs(3);
+    let mut told = Vec::new();
+    while sim.gateway.shut_down(end) {
+        told.extend(std::iter::from_fn(|| sim.gateway.poll_event()));
+    }
+    assert_eq!((told.len(), sim.gateway.flows()), (2, (0, 0)));
+    for (event, (id, moved)) in told.iter().zip(flows.iter().zip([(10, 10), (4, 0)])) {
+        let Event::Closed {
+            flow,
+            ended: Ended::Stopped,
+            sent,
+            received,
+            duration,
+        } = event
+        else {
+            panic!("{event:?}");
+        };
+        assert_eq!((flow, (*sent, *received)), (id, moved));
+        assert!(*duration >= Duration::from_secs(3));
+    }
+}

@@ -1,7 +1,7 @@
 //! Published ports.
 
 use super::*;
-use crate::policy::Decider;
+use crate::policy::{Decider, Direction};
 
 const CLIENT: &str = "203.0.113.5:5555";
 
@@ -113,7 +113,8 @@ fn clients_count_as_flows() {
     assert!(sim.client(CLIENT, 80, Behaviour::Echo).is_some());
     assert!(sim.client(CLIENT, 80, Behaviour::Echo).is_none());
     sim.run_until(Duration::from_millis(1));
-    assert_eq!(drops(&sim), [DropReason::TooManyFlows]);
+    assert_eq!(decisions(&sim), [None, None, Some(Refusal::TooManyFlows)]);
+    assert_eq!(drops(&sim), []);
 }
 
 #[test]

@@ -132,7 +132,10 @@ fn flows_that_open_too_fast_are_refused() {
     assert!(sim.client("127.0.0.1:5", 80, Behaviour::Echo).is_none());
     sim.inject(&datagram("192.168.127.2:5000", "1.1.1.1:123", b"x"));
     assert_eq!(last_icmp(&sim), Some((3, 13)));
-    assert!(drops(&sim).contains(&DropReason::RateLimit));
+    let decisions = decisions(&sim);
+    assert_eq!(decisions.len(), 10, "each flow is told of once");
+    assert_eq!(decisions[5..], [Some(Refusal::RateLimit); 5]);
+    assert_eq!(drops(&sim), []);
     sim.run_until(Duration::from_secs(2));
     let late = sim.connect(SERVER, 41_000);
     sim.run();
