@@ -15,6 +15,7 @@ pub type Property = fn(&[u8]);
 pub const TARGETS: &[(&str, Property)] = &[
     ("agent_frames", msb_guest_agent::fuzzing::agent_frames),
     ("agent_endpoint", msb_guest_agent::fuzzing::agent_endpoint),
+    ("agent_tree", msb_guest_agent::fuzzing::agent_tree),
     ("policy_text", msb_net::fuzzing::policy_text),
     ("gateway_frames", msb_net::fuzzing::gateway_frames),
     ("claim", msb_net::fuzzing::claim),

@@ -17,6 +17,7 @@ mod configure;
 mod dial;
 mod disks;
 mod exec;
+mod file;
 mod identity;
 mod link;
 mod network;

@@ -3,7 +3,8 @@
 use bytes::BytesMut;
 
 use crate::endpoint::{GuestEndpoint, HostEndpoint};
-use crate::message::{self, AgentMessage, HostMessage, Request, StreamCommand, StreamEvent};
+use crate::message::{self, AgentMessage, Entry, HostMessage, Request, StreamCommand, StreamEvent};
+use crate::record::{self, RecordDecoder, TreeDecoder, TreeItem, TreeRecord};
 use crate::wire::{FrameDecoder, Kind, MAX_FRAME};
 
 /// Frames: decoding never panics, encodes back to the same bytes, and does not
@@ -89,4 +90,59 @@ fn drain(mut poll: impl FnMut() -> Result<bool, crate::Error>) {
             }
         }
     }
+}
+
+/// Trees: decoding never panics, does not depend on how the bytes were cut, and what comes out
+/// is names, bounded content and balanced folders. Entries of folders: as all messages.
+pub fn agent_tree(data: &[u8]) {
+    let whole = read_tree(data, data.len().max(1));
+    assert_eq!(read_tree(data, 5), whole);
+    let (mut depth, mut out) = (0usize, BytesMut::new());
+    for item in &whole.0 {
+        match item {
+            TreeItem::Record(TreeRecord::Leave) => depth -= 1,
+            TreeItem::Record(entry) => {
+                depth += usize::from(matches!(entry, TreeRecord::Enter { .. }));
+                assert!(depth <= record::MAX_DEPTH);
+                out.clear();
+                record::put(&mut out, entry);
+                let mut again = RecordDecoder::default();
+                again.extend(&out);
+                assert_eq!(again.next_record().as_ref(), Ok(&Some(entry.clone())));
+            }
+            TreeItem::Data { .. } => {}
+        }
+    }
+    let mut entries = RecordDecoder::default();
+    entries.extend(data);
+    while let Ok(Some(entry)) = entries.next_record::<Entry>() {
+        assert_eq!(
+            message::decode(&message::encode(&entry)).as_ref(),
+            Some(&entry)
+        );
+    }
+}
+
+/// What bytes say, with content joined: `step` decides how they are cut.
+fn read_tree(data: &[u8], step: usize) -> (Vec<TreeItem>, bool) {
+    let mut decoder = TreeDecoder::default();
+    let mut items: Vec<TreeItem> = Vec::new();
+    for piece in data.chunks(step) {
+        decoder.extend(piece);
+        while let Ok(Some(item)) = decoder.next_item() {
+            match (items.last_mut(), item) {
+                (
+                    Some(TreeItem::Data { offset, bytes }),
+                    TreeItem::Data {
+                        offset: next,
+                        bytes: more,
+                    },
+                ) if *offset + bytes.len() as u64 == next => {
+                    *bytes = [&bytes[..], &more[..]].concat().into();
+                }
+                (_, item) => items.push(item),
+            }
+        }
+    }
+    (items, decoder.is_complete())
 }

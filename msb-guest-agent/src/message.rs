@@ -9,12 +9,17 @@
 //! each other apart.
 
 mod exec;
+mod file;
 mod network;
 mod setup;
 
 pub use exec::{
-    ExecError, ExecRequest, ExitStatus, InvalidSignal, Request, ResetCode, Signal, StreamCommand,
-    StreamEvent, TtySize,
+    ExecError, ExecRequest, ExitStatus, InvalidSignal, Limit, Request, ResetCode, Resource, Signal,
+    StreamCommand, StreamEvent, TtySize,
+};
+pub use file::{
+    Entry, FileAnswer, FileError, FileFault, FileKind, FileOperation, FileRequest, MAX_PATH,
+    Metadata, WriteMode,
 };
 pub use network::{Address, Host, NetworkSettings, NetworkSpec};
 pub use setup::{
@@ -25,7 +30,7 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The version of the protocol that this library speaks.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Longest encoded message, in bytes.
 ///

@@ -16,6 +16,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use super::dial::Dial;
 use super::exec::Exec;
+use super::file::Files;
 use super::link::Link;
 use super::sys;
 use super::world::World;
@@ -58,6 +59,7 @@ pub(super) struct Session {
     execs: BTreeMap<StreamId, Exec>,
     by_pid: BTreeMap<i32, StreamId>,
     dials: BTreeMap<StreamId, Dial>,
+    files: Files,
     children: OwnedFd,
     syncs: Syncs,
     stopping: Option<Stopping>,
@@ -83,6 +85,7 @@ enum Source {
     Link,
     Children,
     Synced,
+    Files,
     Input(StreamId),
     Output(StreamId, Channel),
     Dial(StreamId),
@@ -97,6 +100,7 @@ impl Session {
             execs: BTreeMap::new(),
             by_pid: BTreeMap::new(),
             dials: BTreeMap::new(),
+            files: Files::new()?,
             children: sys::child_signals()?,
             syncs: Syncs {
                 done: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -115,6 +119,7 @@ impl Session {
     pub(super) fn run(&mut self) -> io::Result<End> {
         let mut buffer = vec![0; BUFFER];
         loop {
+            self.files.turn(&mut self.endpoint, MAX_OUTPUT);
             if !self.flush()? {
                 return Ok(End::HostGone);
             }
@@ -130,6 +135,8 @@ impl Session {
                     }
                     Source::Children => self.reap(&mut buffer)?,
                     Source::Synced => self.synced(),
+                    // The loop looks at them anyway.
+                    Source::Files => self.files.woken(),
                     Source::Input(stream) => {
                         if let Some(exec) = self.execs.get_mut(&stream) {
                             exec.pump_input(&mut self.endpoint);
@@ -170,10 +177,11 @@ impl Session {
         link.set(PollFlags::IN, pending < MAX_ANSWERS);
         link.set(PollFlags::OUT, pending > 0);
         // Children last: what they wrote is seen first.
-        let mut sources = vec![Source::Link, Source::Synced];
+        let mut sources = vec![Source::Link, Source::Synced, Source::Files];
         let mut fds = vec![
             PollFd::new(&self.link, link),
             PollFd::new(&self.syncs.done, PollFlags::IN),
+            PollFd::new(self.files.wake(), PollFlags::IN),
         ];
         for (stream, exec) in &self.execs {
             if let Some(fd) = exec.input_waiting() {
@@ -236,6 +244,8 @@ impl Session {
                     exec.take_input(data, &mut self.endpoint);
                 } else if let Some(dial) = self.dials.get_mut(&stream) {
                     dial.take_input(data, &mut self.endpoint);
+                } else if self.files.has(stream) {
+                    self.files.take_input(stream, data);
                 } else {
                     self.endpoint.consumed(stream, data.len());
                 }
@@ -247,6 +257,8 @@ impl Session {
                     dial.end_input();
                     // Without bytes that wait for the socket nothing would tell it so.
                     self.turn(stream, &mut []);
+                } else {
+                    self.files.end_input(stream);
                 }
             }
             GuestEvent::Closed { stream, .. } => {
@@ -257,6 +269,7 @@ impl Session {
                 if let Some(dial) = self.dials.remove(&stream) {
                     dial.abandon();
                 }
+                self.files.abandon(stream);
             }
             // The loop looks for credit itself.
             GuestEvent::Writable { .. } => {}
@@ -283,6 +296,10 @@ impl Session {
                     self.dials.insert(stream, dial);
                     return;
                 }
+                Err(event) => event,
+            },
+            Request::File(request) => match self.files.start(stream, request, &self.world) {
+                Ok(()) => return,
                 Err(event) => event,
             },
         };
@@ -400,6 +417,7 @@ impl Session {
                 killed: false,
             });
             self.signal_all(Signal::TERM);
+            self.files.shut_down(&mut self.endpoint);
         }
     }
 
@@ -409,8 +427,12 @@ impl Session {
         let mut buffer = vec![0; BUFFER];
         while !self.stopped() {
             let timeout = self.timeout();
-            let mut fds = [PollFd::new(&self.children, PollFlags::IN)];
+            let mut fds = [
+                PollFd::new(&self.children, PollFlags::IN),
+                PollFd::new(self.files.wake(), PollFlags::IN),
+            ];
             let _ = poll(&mut fds, timeout.as_ref());
+            self.files.woken();
             let _ = self.reap(&mut buffer);
         }
     }
@@ -421,7 +443,7 @@ impl Session {
         let Some(stopping) = &mut self.stopping else {
             return false;
         };
-        if !has_children() {
+        if !has_children() && self.files.idle() {
             return true;
         }
         if Instant::now() < stopping.deadline {

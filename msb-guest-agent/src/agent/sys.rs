@@ -13,6 +13,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use crate::message::{Limit, Resource};
+
 /// Room for [`child`] and the few functions it calls.
 const CHILD_STACK: usize = 64 * 1024;
 
@@ -33,6 +35,8 @@ pub(super) struct Launch<'a> {
     pub(super) terminal: bool,
     /// To become; `None` when the agent runs as that user already.
     pub(super) ids: Option<Ids<'a>>,
+    /// Bounds on resources.
+    pub(super) limits: &'a [Limit],
 }
 
 /// Whom a process runs as.
@@ -51,6 +55,7 @@ pub(super) enum Step {
     Terminal,
     Descriptors,
     Workdir,
+    Limits,
     Identity,
     Execute,
 }
@@ -65,6 +70,7 @@ struct ChildPlan {
     stdio: [RawFd; 3],
     terminal: bool,
     ids: Option<(u32, u32, *const u32, usize)>,
+    limits: Vec<(libc::__rlimit_resource_t, libc::rlimit)>,
     failure: Option<(Step, i32)>,
 }
 
@@ -87,6 +93,7 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<i32, (Step, i32)> {
         ids: launch
             .ids
             .map(|ids| (ids.uid, ids.gid, ids.groups.as_ptr(), ids.groups.len())),
+        limits: launch.limits.iter().map(limit).collect(),
         failure: None,
     };
     // u128 for the 16-byte alignment that the ABI asks of a stack.
@@ -155,6 +162,9 @@ unsafe fn become_program(plan: &ChildPlan) -> (Step, i32) {
             attempt!(Step::Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0));
         }
         attempt!(Step::Workdir, libc::chdir(plan.cwd));
+        for (resource, limit) in &plan.limits {
+            attempt!(Step::Limits, libc::setrlimit(*resource, limit));
+        }
         if let Some((uid, gid, groups, count)) = plan.ids {
             let id = |call, id: u32| libc::syscall(call, id, id, id);
             attempt!(
@@ -183,6 +193,67 @@ unsafe fn become_program(plan: &ChildPlan) -> (Step, i32) {
         let errno = if denied { libc::EACCES } else { libc::ENOENT };
         (Step::Execute, errno)
     }
+}
+
+/// A bound as the kernel takes it.
+fn limit(limit: &Limit) -> (libc::__rlimit_resource_t, libc::rlimit) {
+    let resource = match limit.resource {
+        Resource::CpuTime => libc::RLIMIT_CPU,
+        Resource::AddressSpace => libc::RLIMIT_AS,
+        Resource::CoreFile => libc::RLIMIT_CORE,
+        Resource::FileSize => libc::RLIMIT_FSIZE,
+        Resource::Descriptors => libc::RLIMIT_NOFILE,
+        Resource::Processes => libc::RLIMIT_NPROC,
+        Resource::Stack => libc::RLIMIT_STACK,
+        Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+    };
+    let value = |bound: Option<u64>| bound.unwrap_or(libc::RLIM_INFINITY);
+    let limit = libc::rlimit {
+        rlim_cur: value(limit.soft),
+        rlim_max: value(limit.hard),
+    };
+    (resource, limit)
+}
+
+/// Gives this thread the file rights of a user, and of nobody else, for the rest of its life.
+pub(super) fn assume_file_identity(ids: Ids<'_>) -> io::Result<()> {
+    // SAFETY: the pointer is valid for as many groups as are said. The raw call is
+    // deliberate: the C library's would change the groups of all threads. The other two
+    // change this thread only, in the library, too; they say what was before, and that is
+    // how it is seen whether they did.
+    unsafe {
+        let (count, groups) = (ids.groups.len(), ids.groups.as_ptr());
+        if libc::syscall(libc::SYS_setgroups, count, groups) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::setfsgid(ids.gid);
+        libc::setfsuid(ids.uid);
+        let now = (libc::setfsgid(u32::MAX), libc::setfsuid(u32::MAX));
+        if (now.0 as u32, now.1 as u32) != (ids.gid, ids.uid) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+    }
+    Ok(())
+}
+
+/// Changes the permissions of what a descriptor that was opened with `O_PATH` stands for.
+pub(super) fn set_permissions(file: BorrowedFd<'_>, permissions: u32) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the path is a string with its end, and the call takes no other pointer.
+    let result = unsafe {
+        let path = c"".as_ptr();
+        libc::syscall(
+            libc::SYS_fchmodat2,
+            file.as_raw_fd(),
+            path,
+            permissions,
+            flags,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn last_errno() -> i32 {

@@ -43,6 +43,11 @@ impl World {
         self.devices.null.as_fd()
     }
 
+    /// Where paths begin that do not say so.
+    pub(super) fn workdir(&self) -> &ByteString {
+        &self.workdir
+    }
+
     /// Opens a new terminal: its master, non-blocking, and its slave.
     pub(super) fn open_terminal(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -90,6 +95,7 @@ impl World {
             stdio,
             terminal: request.tty.is_some(),
             ids: change_of_identity(user),
+            limits: &request.limits,
         };
         sys::launch(&launch).map_err(|(step, errno)| explain(step, errno, program, cwd, request))
     }
@@ -150,7 +156,7 @@ fn c_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<CStr
 }
 
 /// `None` when the agent runs as that user already.
-fn change_of_identity(user: &User) -> Option<Ids<'_>> {
+pub(super) fn change_of_identity(user: &User) -> Option<Ids<'_>> {
     let same = rustix::process::getuid().as_raw() == user.uid
         && rustix::process::getgid().as_raw() == user.gid
         && user.groups.is_empty();
@@ -192,6 +198,7 @@ fn explain(
             user: request.user.clone().unwrap_or_default(),
             reason: format!("the kernel refuses: {}", Errno(errno)),
         },
+        Step::Limits => resources("set its limits"),
         Step::Clone => resources("start a process"),
         Step::Session => resources("make a session"),
         Step::Terminal => resources("take the terminal"),

@@ -1,8 +1,9 @@
-//! Streams: running a command, and what is said about it while it runs.
+//! Streams: running a command, and what is said about it while it runs; what else a stream
+//! can be for.
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Errno};
+use super::{ByteString, Errno, FileAnswer, FileError, FileRequest, Metadata};
 
 /// What a new stream is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub enum Request {
         /// Its TCP port.
         port: u16,
     },
+    /// Do something to files.
+    File(FileRequest),
 }
 
 /// A command to run.
@@ -38,6 +41,41 @@ pub struct ExecRequest {
     /// Whether the channel [`Stdin`](crate::wire::Channel::Stdin) is used;
     /// otherwise the command reads from `/dev/null` (a terminal stays open).
     pub stdin: bool,
+    /// Bounds on what the command and its descendants use, instead of the guest's.
+    pub limits: Vec<Limit>,
+}
+
+/// A bound on what a process uses; see `getrlimit(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Of what.
+    pub resource: Resource,
+    /// The bound that holds; none when `None`.
+    pub soft: Option<u64>,
+    /// How far the process may raise it; as far as it likes when `None`.
+    pub hard: Option<u64>,
+}
+
+/// What can be bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Processor time in seconds.
+    CpuTime,
+    /// Bytes of address space.
+    AddressSpace,
+    /// Bytes of a core file.
+    CoreFile,
+    /// Bytes of a file that is written.
+    FileSize,
+    /// Open descriptors.
+    Descriptors,
+    /// Processes of the user.
+    Processes,
+    /// Bytes of stack.
+    Stack,
+    /// Bytes of locked memory.
+    LockedMemory,
 }
 
 /// Size of a terminal in characters.
@@ -123,12 +161,21 @@ pub enum StreamEvent {
     NotConnected(Errno),
     /// Both ends of the connection have said everything. The stream closes.
     HungUp,
+    /// The file or folder is open. Comes before content, entries or a tree.
+    FileOpened(Metadata),
+    /// The operation on files is over. Comes after all of its bytes; the stream closes.
+    FileDone(FileAnswer),
+    /// It failed. What was passed before it did counts for nothing. The stream closes.
+    FileFailed(FileError),
 }
 
 impl StreamEvent {
     /// Tells whether the stream closes with this event.
     pub fn is_last(&self) -> bool {
-        !matches!(self, StreamEvent::Started { .. } | StreamEvent::Connected)
+        !matches!(
+            self,
+            StreamEvent::Started { .. } | StreamEvent::Connected | StreamEvent::FileOpened(_)
+        )
     }
 }
 
@@ -153,6 +200,11 @@ impl ExitStatus {
             ExitStatus::Code(code) => code,
             ExitStatus::Signal { signal, .. } => 128u8.saturating_add(signal),
         }
+    }
+
+    /// The code as a shell reports it: that of the program, or 128 + number for a signal.
+    pub fn code(self) -> u8 {
+        self.shell_code()
     }
 
     /// Tells whether it ended by itself with code 0.

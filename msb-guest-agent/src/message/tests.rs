@@ -164,14 +164,19 @@ fn stream_messages() {
         user: Some("u".into()),
         tty: Some(TtySize { rows: 1, cols: 300 }),
         stdin: true,
+        limits: vec![Limit {
+            resource: Resource::Descriptors,
+            soft: Some(300),
+            hard: None,
+        }],
     };
     pin(
         Request::Exec(request),
-        "00 02 0161 0162 01 03413d31 01 012f 01 0175 01 01 ac02 01",
+        "00 02 0161 0162 01 03413d31 01 012f 01 0175 01 01 ac02 01 01 04 01 ac02 00",
     );
     pin(
         Request::Exec(ExecRequest::default()),
-        "00 00 00 00 00 00 00",
+        "00 00 00 00 00 00 00 00",
     );
     let (signal, group) = (Signal::KILL, true);
     pin(StreamCommand::Signal { signal, group }, "00 09 01");
@@ -218,6 +223,124 @@ fn stream_messages() {
         failed(ExecError::Resources { step, errno }),
         "02 05 0173 16",
     );
+}
+
+#[test]
+fn file_messages() {
+    let (path, to) = (|| ByteString::from("/a"), || ByteString::from("/b"));
+    let pin_request = |operation, hex: &str| {
+        let user = None;
+        let request = FileRequest { operation, user };
+        pin(Request::File(request), &format!("02 {hex} 00"));
+    };
+    use FileOperation as Op;
+    let (offset, len) = (300, Some(1));
+    let read = Op::Read {
+        path: path(),
+        offset,
+        len,
+    };
+    pin_request(read, "00 022f61 ac02 01 01");
+    for (mode, hex) in [
+        (WriteMode::Replace, "00"),
+        (WriteMode::CreateNew, "01"),
+        (WriteMode::Append, "02"),
+        (WriteMode::At(300), "03 ac02"),
+    ] {
+        let write = Op::Write {
+            path: path(),
+            mode,
+            permissions: Some(1),
+        };
+        pin_request(write, &format!("01 022f61 {hex} 01 01"));
+    }
+    pin_request(Op::List { path: path() }, "02 022f61");
+    let follow = true;
+    let stat = Op::Stat {
+        path: path(),
+        follow,
+    };
+    pin_request(stat, "03 022f61 01");
+    let make = Op::MakeFolder {
+        path: path(),
+        permissions: None,
+        parents: true,
+    };
+    pin_request(make, "04 022f61 00 01");
+    let recursive = true;
+    let remove = Op::Remove {
+        path: path(),
+        recursive,
+    };
+    pin_request(remove, "05 022f61 01");
+    let (from, at) = (path(), to());
+    pin_request(Op::Rename { from, to: at }, "06 022f61 022f62");
+    let (from, at) = (path(), to());
+    pin_request(Op::Copy { from, to: at }, "07 022f61 022f62");
+    let (target, at) = (path(), to());
+    pin_request(Op::Symlink { target, path: at }, "08 022f61 022f62");
+    pin_request(Op::ReadLink { path: path() }, "09 022f61");
+    let permissions = 300;
+    let chmod = Op::SetPermissions {
+        path: path(),
+        permissions,
+    };
+    pin_request(chmod, "0a 022f61 ac02");
+    let chown = Op::SetOwner {
+        path: path(),
+        uid: Some(1),
+        gid: None,
+        follow,
+    };
+    pin_request(chown, "0b 022f61 01 01 00 01");
+    let size = 300;
+    let truncate = Op::Truncate { path: path(), size };
+    pin_request(truncate, "0c 022f61 ac02");
+    pin_request(Op::Pack { path: path() }, "0d 022f61");
+    let owner = Some((1, 2));
+    let unpack = Op::Unpack {
+        path: path(),
+        owner,
+    };
+    pin_request(unpack, "0e 022f61 01 01 02");
+}
+
+#[test]
+fn file_answers() {
+    let metadata = Metadata {
+        kind: FileKind::Symlink,
+        permissions: 0o777,
+        uid: 1,
+        gid: 2,
+        size: 300,
+        modified: -1,
+        modified_nanos: 5,
+        links: 6,
+    };
+    let hex = "02 ff03 01 02 ac02 01 05 06";
+    pin(StreamEvent::FileOpened(metadata), &format!("06 {hex}"));
+    pin(StreamEvent::FileDone(FileAnswer::Done), "07 00");
+    let answer = FileAnswer::Metadata(metadata);
+    pin(StreamEvent::FileDone(answer), &format!("07 01 {hex}"));
+    let answer = FileAnswer::Target("t".into());
+    pin(StreamEvent::FileDone(answer), "07 02 0174");
+    let entry = Entry {
+        name: b"\xff\n"[..].into(),
+        metadata,
+    };
+    pin(entry, &format!("02ff0a {hex}"));
+    let failed = |fault, hex: &str| {
+        let path = "/a".into();
+        let error = FileError { path, fault };
+        pin(StreamEvent::FileFailed(error), &format!("08 022f61 {hex}"));
+    };
+    failed(FileFault::System(Errno(2)), "00 04");
+    failed(FileFault::NotAFile(FileKind::Fifo), "01 03");
+    failed(FileFault::BadPath("p".into()), "02 0170");
+    failed(FileFault::BadUser("u".into()), "03 0175");
+    failed(FileFault::TooDeep(300), "04 ac02");
+    failed(FileFault::BadTree("t".into()), "05 0174");
+    failed(FileFault::TooMuch("m".into()), "06 016d");
 }
 
 #[test]

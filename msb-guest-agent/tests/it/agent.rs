@@ -1,6 +1,7 @@
 //! The agent's session phase: a real process at the other end of a socket.
 
 mod dial;
+mod files;
 mod harness;
 
 use harness::{Agent, Run, WithStdin};

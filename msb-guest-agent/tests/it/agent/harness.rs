@@ -9,8 +9,8 @@ use std::process::{Child, Command, ExitStatus as ProcessStatus, Stdio};
 
 use msb_guest_agent::endpoint::{HostEndpoint, HostEvent};
 use msb_guest_agent::message::{
-    AgentMessage, ExecError, ExecRequest, ExitStatus, HostMessage, Request, ResetCode,
-    StreamCommand, StreamEvent,
+    AgentMessage, ExecError, ExecRequest, ExitStatus, FileAnswer, FileError, FileOperation,
+    FileRequest, HostMessage, Metadata, Request, ResetCode, StreamCommand, StreamEvent,
 };
 use msb_guest_agent::wire::{Channel, StreamId};
 
@@ -59,6 +59,8 @@ struct Stream {
     reset: Option<ResetCode>,
     /// The errno of a connection that did not come about.
     not_connected: Option<i32>,
+    opened: Option<Metadata>,
+    file: Option<Result<FileAnswer, FileError>>,
     /// Output is not acknowledged; this much is owed.
     held: Option<[usize; 3]>,
     input: Vec<u8>,
@@ -121,6 +123,39 @@ impl Agent {
         self.streams.insert(stream, Stream::default());
         self.flush();
         stream
+    }
+
+    /// Begins an operation on files.
+    pub(crate) fn open_file(&mut self, operation: FileOperation, user: Option<&str>) -> StreamId {
+        let user = user.map(str::to_owned);
+        let request = Request::File(FileRequest { operation, user });
+        let stream = self.endpoint.open(&request).unwrap();
+        self.streams.insert(stream, Stream::default());
+        self.flush();
+        stream
+    }
+
+    /// Waits for the end of an operation on files; says what came of it, and its bytes.
+    pub(crate) fn file_done(
+        &mut self,
+        stream: StreamId,
+    ) -> (Result<FileAnswer, FileError>, Vec<u8>) {
+        self.until(|agent| agent.streams[&stream].closed);
+        let state = self.streams.remove(&stream).unwrap();
+        (state.file.expect("closed with an answer"), state.stdout)
+    }
+
+    /// Does an operation that needs no input.
+    pub(crate) fn file(
+        &mut self,
+        operation: FileOperation,
+    ) -> (Result<FileAnswer, FileError>, Vec<u8>) {
+        let stream = self.open_file(operation, None);
+        self.file_done(stream)
+    }
+
+    pub(crate) fn opened(&self, stream: StreamId) -> Option<Metadata> {
+        self.streams[&stream].opened
     }
 
     pub(crate) fn is_closed(&self, stream: StreamId) -> bool {
@@ -290,6 +325,11 @@ impl Agent {
                 StreamEvent::NotConnected(errno) => {
                     self.stream(stream).not_connected = Some(errno.0);
                 }
+                StreamEvent::FileOpened(metadata) => {
+                    self.stream(stream).opened = Some(metadata);
+                }
+                StreamEvent::FileDone(answer) => self.stream(stream).file = Some(Ok(answer)),
+                StreamEvent::FileFailed(error) => self.stream(stream).file = Some(Err(error)),
                 _ => {}
             },
             HostEvent::Closed { stream, reset } => {
