@@ -289,11 +289,19 @@ fn a_published_port_reaches_the_guest() {
 }
 
 #[test]
-fn a_service_on_the_guests_loopback_is_reached_too() {
+fn a_service_on_one_address_of_the_guest_is_reached_too() {
+    for at in ["127.0.0.1:80", "[::1]:80", "[fd6d:7362::2]:80"] {
+        reached_at(at);
+    }
+}
+
+fn reached_at(at: &str) {
     let lab = Lab::shared();
-    let script = "mkdir /www; seq 1 100000 > /www/numbers; busybox httpd -p 127.0.0.1:80 -h /www; \
-                  echo up; sleep 1000";
-    let (mut child, place) = serve(&lab, "0:80", script);
+    let script = format!(
+        "mkdir /www; seq 1 100000 > /www/numbers; busybox httpd -p {at} -h /www; \
+         echo up; sleep 1000"
+    );
+    let (mut child, place) = serve(&lab, "0:80", &script);
     let mut line = String::new();
     let mut output = BufReader::new(child.stdout.take().expect("stdout"));
     output.read_line(&mut line).expect("the guest serves");
@@ -305,7 +313,7 @@ fn a_service_on_the_guests_loopback_is_reached_too() {
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("read");
         let body = answer.split_once("\r\n\r\n").expect("a head and a body").1;
-        assert!(body == numbers, "{} bytes", body.len());
+        assert!(body == numbers, "{at}: {} bytes", body.len());
     }
     child.kill().expect("kill");
     let _ = wait(child);

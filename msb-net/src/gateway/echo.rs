@@ -11,12 +11,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Icmpv6Message, Icmpv6Packet, Icmpv6Repr,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable,
+    Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr,
 };
 
 use super::bucket::Bucket;
@@ -106,7 +107,9 @@ struct Echo<'a> {
 /// What an ICMP message is to us.
 enum Message<'a> {
     Request(Echo<'a>),
-    /// Something the guest says about a packet of ours: nobody needs to know.
+    /// Nobody in the guest receives what came to the first from the second.
+    NobodyReceives(SocketAddr, SocketAddr),
+    /// Something else the guest says about a packet of ours: nobody needs to know.
     Report,
     Other,
 }
@@ -159,6 +162,7 @@ impl Gateway {
                 self.reply(packet.destination, packet.source, echo);
             }
             Some(Message::Request(echo)) => self.pass_on(now, packet, echo),
+            Some(Message::NobodyReceives(guest, far)) => self.nobody_receives(guest, far),
             Some(Message::Report) => {}
             Some(Message::Other) => self.events.dropped(DropReason::UnknownProtocol),
             None => self.events.dropped(DropReason::Malformed),
@@ -292,6 +296,21 @@ impl Gateway {
     }
 }
 
+/// Reads what the guest says of a packet that is quoted: at least the ports are.
+fn report(header: &IpRepr, quoted: &[u8]) -> Message<'static> {
+    let ports = quoted.first_chunk::<4>();
+    match (header.next_header(), ports) {
+        (IpProtocol::Udp, Some(&[from_high, from_low, to_high, to_low])) => {
+            let end = |address: IpAddress, port| SocketAddr::new(address.into(), port);
+            Message::NobodyReceives(
+                end(header.dst_addr(), u16::from_be_bytes([to_high, to_low])),
+                end(header.src_addr(), u16::from_be_bytes([from_high, from_low])),
+            )
+        }
+        _ => Message::Report,
+    }
+}
+
 /// Reads an ICMP message; `None` when it is not what it says it is.
 fn message<'a>(packet: &Packet<'a>) -> Option<Message<'a>> {
     let checks = ChecksumCapabilities::default();
@@ -301,7 +320,14 @@ fn message<'a>(packet: &Packet<'a>) -> Option<Message<'a>> {
             match message.msg_type() {
                 Icmpv4Message::EchoRequest => {}
                 Icmpv4Message::DstUnreachable | Icmpv4Message::TimeExceeded => {
-                    return Some(Message::Report);
+                    return Some(match Icmpv4Repr::parse(&message, &checks) {
+                        Ok(Icmpv4Repr::DstUnreachable {
+                            reason: Icmpv4DstUnreachable::PortUnreachable,
+                            header,
+                            data,
+                        }) => report(&IpRepr::Ipv4(header), data),
+                        _ => Message::Report,
+                    });
                 }
                 _ => return Some(Message::Other),
             }
@@ -323,7 +349,15 @@ fn message<'a>(packet: &Packet<'a>) -> Option<Message<'a>> {
             match message.msg_type() {
                 Icmpv6Message::EchoRequest => {}
                 Icmpv6Message::DstUnreachable | Icmpv6Message::TimeExceeded => {
-                    return Some(Message::Report);
+                    let parsed = Icmpv6Repr::parse(&source, &destination, &message, &checks);
+                    return Some(match parsed {
+                        Ok(Icmpv6Repr::DstUnreachable {
+                            reason: Icmpv6DstUnreachable::PortUnreachable,
+                            header,
+                            data,
+                        }) => report(&IpRepr::Ipv6(header), data),
+                        _ => Message::Report,
+                    });
                 }
                 _ => return Some(Message::Other),
             }

@@ -9,8 +9,12 @@
 //!   TCP   ────────────────────► Opening ─────────────► Open ──► gone
 //!             │ denied: None        │ refused, or silent: Close
 //! ```
+//!
+//! The guest is reached at its IPv4 address, whatever the client came by, and at its IPv6
+//! address where it refuses there: a connection is tried again at once, the next datagram
+//! of a flow goes to the other address.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{FlowId, Gateway};
@@ -40,7 +44,8 @@ impl Gateway {
     pub fn accept(&mut self, now: Duration, peer: SocketAddr, port: u16) -> Option<FlowId> {
         let guest = SocketAddr::new(self.config.guest_v4.into(), port);
         let (id, far) = self.admit(now, Transport::Tcp(port), peer, |gateway| {
-            gateway.own_end(|gateway, far| gateway.tcp.is_used(guest, far))
+            let own = gateway.config.gateway_v4.into();
+            gateway.own_end(own, |gateway, far| gateway.tcp.is_used(guest, far))
         })?;
         self.open_inbound(now, id, (guest, far));
         Some(id)
@@ -63,7 +68,8 @@ impl Gateway {
             None => {
                 let guest = SocketAddr::new(self.config.guest_v4.into(), port);
                 let (id, far) = self.admit(now, Transport::Udp(port), peer, |gateway| {
-                    gateway.own_end(|gateway, far| gateway.udp.is_used(guest, far))
+                    let own = gateway.config.gateway_v4.into();
+                    gateway.own_end(own, |gateway, far| gateway.udp.is_used(guest, far))
                 })?;
                 self.insert_udp(now, id, (guest, far), Some(origin));
                 id
@@ -73,15 +79,19 @@ impl Gateway {
         Some(id)
     }
 
-    /// A port of the gateway that is not in use towards the same end of the guest.
-    fn own_end(&mut self, used: impl Fn(&Self, SocketAddr) -> bool) -> Option<SocketAddr> {
+    /// A port of the gateway's address `own` that is not in use towards the same end of the guest.
+    pub(super) fn own_end(
+        &mut self,
+        own: IpAddr,
+        used: impl Fn(&Self, SocketAddr) -> bool,
+    ) -> Option<SocketAddr> {
         for _ in 0..MAX_TRIES {
             let port = match self.last_port.checked_add(1) {
                 Some(next) if PORTS.contains(&next) => next,
                 _ => *PORTS.start(),
             };
             self.last_port = port;
-            let far = SocketAddr::new(self.config.gateway_v4.into(), port);
+            let far = SocketAddr::new(own, port);
             if !used(self, far) {
                 return Some(far);
             }

@@ -181,6 +181,12 @@ impl Sim {
         }
     }
 
+    /// Leaves the guest with IPv4 alone.
+    pub(super) fn forget_ipv6(&mut self) {
+        self.interface
+            .update_ip_addrs(|list| list.retain(|address| matches!(address, IpCidr::Ipv4(_))));
+    }
+
     /// Says how upstream connections to a port behave; others refuse.
     pub(super) fn serve(&mut self, port: u16, behaviour: Behaviour) {
         self.behaviours.insert(port, behaviour);

@@ -32,6 +32,10 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// enough for three repetitions, short enough for the client who waits.
 const OPENING: Duration = Duration::from_secs(15);
 
+/// The same for a guest that has just refused the connection at its other address: it is
+/// there, and may have IPv6 switched off.
+const OPENING_AGAIN: Duration = Duration::from_secs(1);
+
 /// The smallest buffer of a flow, in bytes for each direction: what an examined
 /// claim may need. With the default
 /// limits all flows together so take at most twice [`Limits::tcp_memory`].
@@ -438,6 +442,34 @@ impl Gateway {
         self.tcp.mark_ready(id);
     }
 
+    /// Connects to the guest's IPv6 address, after it refused at the other one: the service
+    /// may be there only. False if that was tried.
+    fn open_again(&mut self, now: Duration, id: FlowId) -> bool {
+        let Some(flow) = self.tcp.flows.get(&id) else {
+            return false;
+        };
+        let (guest, opened) = (flow.ends.0, flow.opened);
+        if guest.is_ipv6() || flow.told.cut_off {
+            return false;
+        }
+        let guest = SocketAddr::new(self.config.guest_v6.into(), guest.port());
+        let own = self.config.gateway_v6.into();
+        let Some(far) = self.own_end(own, |gateway, far| gateway.tcp.is_used(guest, far)) else {
+            return false;
+        };
+        if let Some(flow) = self.tcp.flows.remove(&id) {
+            self.tcp.ids.remove(&flow.ends);
+            if let Stage::Open(stack) = flow.stage {
+                self.tcp.memory -= 2 * stack.buffer;
+            }
+        }
+        self.open_inbound(now, id, (guest, far));
+        if let Some(flow) = self.tcp.flows.get_mut(&id) {
+            flow.opened = opened;
+        }
+        true
+    }
+
     /// Gives a packet to the flow it belongs to.
     fn feed(&mut self, now: Duration, id: FlowId, packet: &[u8], segment: &TcpPacket<&[u8]>) {
         let Some(flow) = self.tcp.flows.get_mut(&id) else {
@@ -483,7 +515,11 @@ impl Gateway {
         };
         if stack.owed() {
             let since = *flow.told.silent_since.get_or_insert(now);
-            let patience = if flow.told.opening { OPENING } else { SILENCE };
+            let patience = match flow.told.opening {
+                true if flow.ends.0.is_ipv6() => OPENING_AGAIN,
+                true => OPENING,
+                false => SILENCE,
+            };
             if now.saturating_sub(since) >= patience {
                 stack.socket().abort();
                 flow.told.cut_off = true;
@@ -507,7 +543,9 @@ impl Gateway {
             return true;
         }
         if let Some(ended) = self.tcp.over(id) {
-            self.remove_tcp(now, id, ended);
+            if ended != Ended::NotConnected || !self.open_again(now, id) {
+                self.remove_tcp(now, id, ended);
+            }
         } else if let Some(flow) = self.tcp.flows.get_mut(&id)
             && let Stage::Open(stack) = &mut flow.stage
         {

@@ -5,7 +5,7 @@
 //! either direction.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use smoltcp::wire::{UdpPacket, UdpRepr};
@@ -151,6 +151,32 @@ impl Gateway {
             hops: packet.hops_left(),
             payload,
         });
+    }
+
+    /// The guest says that nobody receives what came from `far` to its end `guest`. A flow
+    /// from outside goes to its address of the other family from now on: the service may be
+    /// there only.
+    pub(super) fn nobody_receives(&mut self, guest: SocketAddr, far: SocketAddr) {
+        let Some(&id) = self.udp.ids.get(&(guest, far)) else {
+            return;
+        };
+        if self.udp.outgoing(id).is_some() {
+            return;
+        }
+        let config = &self.config;
+        let (address, own): (IpAddr, IpAddr) = match guest {
+            SocketAddr::V4(_) => (config.guest_v6.into(), config.gateway_v6.into()),
+            SocketAddr::V6(_) => (config.guest_v4.into(), config.gateway_v4.into()),
+        };
+        let other = SocketAddr::new(address, guest.port());
+        let Some(far) = self.own_end(own, |gateway, far| gateway.udp.is_used(other, far)) else {
+            return;
+        };
+        if let Some(flow) = self.udp.flows.get_mut(&id) {
+            self.udp.ids.remove(&flow.ends);
+            flow.ends = (other, far);
+            self.udp.ids.insert(flow.ends, id);
+        }
     }
 
     fn open_udp(&mut self, now: Duration, ends: Ends) -> Option<FlowId> {

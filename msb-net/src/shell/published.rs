@@ -6,13 +6,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::Token;
 use rustix::io::Errno;
-use rustix::net::{self, RecvFlags, SendFlags, SocketFlags, sockopt};
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 use crate::Error;
 use crate::error::PortRefusal;
@@ -21,6 +21,9 @@ use crate::publish::{Protocol, Publish};
 
 /// Clients taken, and datagrams, before the flows have their turn.
 const BUDGET: usize = 64;
+
+/// Clients that the system holds until they are taken: as servers have it.
+const BACKLOG: i32 = 1024;
 
 /// Tokens of published ports count down from here, those of flows up from 1.
 const FIRST_TOKEN: usize = usize::MAX - 2;
@@ -104,17 +107,37 @@ pub(super) fn bind(
 }
 
 fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    let bound = listener.local_addr()?;
-    Ok((listener.into(), bound))
+    let socket = open(address, SocketType::STREAM)?;
+    // Connections that have just ended do not keep the port.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    net::bind(&socket, &address)?;
+    net::listen(&socket, BACKLOG)?;
+    bound(socket)
 }
 
 fn receive(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let socket = UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
-    let bound = socket.local_addr()?;
-    Ok((socket.into(), bound))
+    let socket = open(address, SocketType::DGRAM)?;
+    net::bind(&socket, &address)?;
+    bound(socket)
+}
+
+fn open(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(family, kind, flags, None)?;
+    if address.is_ipv6() {
+        // `[::]` is all of IPv6: `0.0.0.0` can be published beside it, on the same port.
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    Ok(socket)
+}
+
+fn bound(socket: OwnedFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    let address = net::getsockname(&socket)?;
+    Ok((socket, SocketAddr::try_from(address)?))
 }
 
 /// A client who wants to reach the guest.

@@ -10,7 +10,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::socket::{AnySocket, udp};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, IpCidr, IpListenEndpoint};
 
 /// How long a guest waits before the test has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,9 +42,11 @@ impl Guest {
         let mut interface = Interface::new(own, &mut card, Instant::now());
         interface.update_ip_addrs(|list| {
             list.push(IpCidr::new(config.guest_v4.into(), 24)).unwrap();
+            list.push(IpCidr::new(config.guest_v6.into(), 64)).unwrap();
         });
         let routes = interface.routes_mut();
         routes.add_default_ipv4_route(config.gateway_v4).unwrap();
+        routes.add_default_ipv6_route(config.gateway_v6).unwrap();
         let sockets = SocketSet::new(Vec::new());
         Self {
             card,
@@ -67,19 +69,29 @@ impl Guest {
 
     /// Waits for one connection.
     pub(crate) fn listen(&mut self, port: u16) -> SocketHandle {
+        self.listen_at(port.into())
+    }
+
+    /// Waits for one connection to an address.
+    pub(crate) fn listen_at(&mut self, at: IpListenEndpoint) -> SocketHandle {
         let bytes = || SocketBuffer::new(vec![0; 300_000]);
         let mut socket = Socket::new(bytes(), bytes());
         socket.set_ack_delay(None);
-        socket.listen(port).expect("the guest can listen");
+        socket.listen(at).expect("the guest can listen");
         self.sockets.add(socket)
     }
 
     /// Waits for datagrams.
     pub(crate) fn receive(&mut self, port: u16) -> SocketHandle {
+        self.receive_at(port.into())
+    }
+
+    /// Waits for datagrams to an address.
+    pub(crate) fn receive_at(&mut self, at: IpListenEndpoint) -> SocketHandle {
         let packets =
             || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 100_000]);
         let mut socket = udp::Socket::new(packets(), packets());
-        socket.bind(port).expect("the guest can bind");
+        socket.bind(at).expect("the guest can bind");
         self.sockets.add(socket)
     }
 

@@ -190,3 +190,60 @@ fn a_client_whom_the_guest_refuses_is_handed_over() {
         "from loopback"
     );
 }
+
+#[test]
+fn a_service_on_ipv6_only_is_reached_by_clients_of_both_families() {
+    let (config, mut guest, network, mut events) = connected("preset none");
+    for text in ["0:80", "[::1]:0:80"] {
+        let (publication, address) = publish(&network, text);
+        let service = guest.listen_at((config.guest_v6, 80).into());
+        let client = client(address);
+        guest.until(service, |socket| {
+            let mut got = Vec::new();
+            let _ = socket.recv(|bytes| {
+                got.extend_from_slice(bytes);
+                (bytes.len(), ())
+            });
+            (got == b"hello").then(|| {
+                socket.send_slice(b"world").expect("there is room");
+                socket.close();
+            })
+        });
+        guest.until(service, |socket| {
+            (!socket.is_open() || !socket.is_active()).then_some(())
+        });
+        let got = client.join().expect("the client ends");
+        assert_eq!(got.expect("it is served"), "world", "{text}");
+        assert_eq!(ending(&mut events), (Ended::Finished, 5, 5));
+        network.unpublish(&publication);
+    }
+}
+
+#[test]
+fn datagrams_reach_a_service_on_ipv6_only_once_it_is_known() {
+    let (config, mut guest, network, _events) = connected("preset none");
+    let (_, address) = publish(&network, "[::1]:0:53/udp");
+    let service = guest.receive_at((config.guest_v6, 53).into());
+    let client = UdpSocket::bind("[::1]:0").expect("a port");
+    client.set_nonblocking(true).expect("it is a socket");
+    // The first may be lost: a client that gets no answer asks again.
+    let mut buffer = [0; 10];
+    let (length, from) = guest.until_socket(service, |socket: &mut udp::Socket<'static>| {
+        client.send_to(b"who?", address).expect("it is sent");
+        if let Ok((bytes, from)) = socket.recv() {
+            assert_eq!(bytes, b"who?");
+            // Until the gateway's address is found, answers wait.
+            let _ = socket.send_slice(b"me", from);
+        }
+        client.recv_from(&mut buffer).ok()
+    });
+    assert_eq!((&buffer[..length], from), (&b"me"[..], address));
+}
+
+#[test]
+fn all_of_ipv4_and_all_of_ipv6_can_have_the_same_port() {
+    let (_, _guest, network, _events) = connected("preset none");
+    let (_, four) = publish(&network, "0.0.0.0:0:80");
+    let (_, six) = publish(&network, &format!("[::]:{}:80", four.port()));
+    assert_eq!(four.port(), six.port());
+}

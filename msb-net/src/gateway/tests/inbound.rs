@@ -180,3 +180,16 @@ fn a_guest_cannot_answer_from_another_port() {
     sim.inject(&super::datagram("192.168.127.2:54", &back, b"me"));
     assert!(sim.datagrams.is_empty());
 }
+
+#[test]
+fn a_guest_without_ipv6_refuses_nearly_at_once() {
+    let mut config = Config::new(Policy::none(), 7);
+    config.guest_mac = Some(GUEST_MAC);
+    let mut sim = Sim::new(config, 7);
+    sim.forget_ipv6();
+    sim.client(CLIENT, 80, Behaviour::Echo).unwrap();
+    sim.run_until(Duration::from_secs(4));
+    assert_eq!(sim.upstream().closed, Some(true));
+    assert_eq!(endings(&sim), [Ended::NotConnected]);
+    assert_eq!(sim.gateway.next_timeout(), None);
+}
