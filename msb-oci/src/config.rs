@@ -31,6 +31,10 @@ pub struct ImageConfig {
     pub volumes: Vec<String>,
     /// Signal that asks the workload to end, such as `SIGTERM`.
     pub stop_signal: Option<String>,
+    /// The image's shell with its flag for a script, such as `/bin/bash`, `-c`; empty
+    /// where the image names none.
+    #[serde(default)]
+    pub shell: Vec<String>,
     /// Operating system, `linux`.
     pub os: String,
     /// Architecture, `amd64`.
@@ -66,6 +70,7 @@ struct RawRun {
     exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
     volumes: Option<BTreeMap<String, IgnoredAny>>,
     stop_signal: Option<String>,
+    shell: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +112,7 @@ impl ImageConfig {
             exposed_ports: run.exposed_ports.unwrap_or_default().into_keys().collect(),
             volumes: run.volumes.unwrap_or_default().into_keys().collect(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
+            shell: run.shell.unwrap_or_default(),
             os: raw.os.unwrap_or_default(),
             architecture: raw.architecture.unwrap_or_default(),
             created: raw.created,
@@ -132,11 +138,12 @@ mod tests {
         let (config, layers) = ImageConfig::parse(
             br#"{"architecture":"amd64","os":"linux","config":{"Cmd":["python3"],"Entrypoint":null,
             "Env":["PATH=/bin","A="],"WorkingDir":"/app","ExposedPorts":{"80/tcp":{}},"Labels":null,
-            "OnBuild":null,"Healthcheck":{"Test":["x"]}},"history":[{}],
+            "OnBuild":null,"Shell":["/bin/bash","-c"],"Healthcheck":{"Test":["x"]}},"history":[{}],
             "rootfs":{"type":"layers","diff_ids":["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}}"#,
         )
         .unwrap();
         assert_eq!(config.cmd, ["python3"]);
+        assert_eq!(config.shell, ["/bin/bash", "-c"]);
         assert_eq!(config.exposed_ports, ["80/tcp"]);
         assert_eq!(
             (

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use msb_guest_agent::message::ExecError;
 
+use crate::fs::FileFault;
+
 use crate::port::PublishedPort;
 
 /// Everything the SDK fails with.
@@ -151,6 +153,32 @@ pub enum Error {
         /// Why.
         reason: ExecError,
     },
+    /// The program did not end in its time, and was killed.
+    #[error("{program} did not end within {after:?} and was killed")]
+    TimedOut {
+        /// The program's name as given.
+        program: String,
+        /// How long it had.
+        after: std::time::Duration,
+    },
+    /// An operation on the guest's files failed.
+    #[error("cannot {operation} {} in the sandbox: {fault}", path.display())]
+    File {
+        /// What was to be done, such as `read`.
+        operation: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        fault: FileFault,
+    },
+    /// A file of this host could not be copied from or to.
+    #[error("cannot copy {}: {fault}", path.display())]
+    HostFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        fault: FileFault,
+    },
     /// The program wrote more than can be collected.
     #[error("the program wrote more than {max} bytes")]
     OutputTooLong {
@@ -192,10 +220,14 @@ impl Error {
             | Self::PolicyRule { source, .. }
             | Self::PolicyFile { source, .. } => return source.hint(),
             Self::Exec { reason, .. } => return reason.hint().map(Into::into),
+            Self::File { fault, .. } | Self::HostFile { fault, .. } => {
+                return fault.hint().map(Into::into);
+            }
             Self::InvalidSetting { .. }
             | Self::Unreadable { .. }
             | Self::TooManyPorts { .. }
             | Self::Supervisor { .. }
+            | Self::TimedOut { .. }
             | Self::Gone { .. } => {
                 return None;
             }

@@ -1,14 +1,16 @@
 //! Running programs in a sandbox.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use bytes::Bytes;
 use msb_guest_agent::message::{
-    ByteString, ExecError, ExecRequest, ExitStatus, Request, Signal, StreamCommand, StreamEvent,
-    TtySize,
+    ByteString, ExecError, ExecRequest, ExitStatus, Limit, Request, Resource, Signal,
+    StreamCommand, StreamEvent, TtySize,
 };
 use msb_guest_agent::wire::{Channel, StreamId};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::link::{Ask, Item, Link};
@@ -22,6 +24,8 @@ const MAX_COLLECTED: usize = 64 << 20;
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
     request: ExecRequest,
+    input: Option<Bytes>,
+    timeout: Option<Duration>,
 }
 
 impl ExecOptions {
@@ -38,6 +42,8 @@ impl ExecOptions {
                 argv,
                 ..ExecRequest::default()
             },
+            input: None,
+            timeout: None,
         }
     }
 
@@ -77,6 +83,33 @@ impl ExecOptions {
         self
     }
 
+    /// Gives the program these bytes as its standard input, and then its end.
+    #[must_use]
+    pub fn input(mut self, data: impl Into<Bytes>) -> Self {
+        self.request.stdin = true;
+        self.input = Some(data.into());
+        self
+    }
+
+    /// Kills the program, with all of its process group, when it has not ended by then.
+    #[must_use]
+    pub fn timeout(mut self, after: Duration) -> Self {
+        self.timeout = Some(after);
+        self
+    }
+
+    /// Bounds what the program and those that it starts use of a resource; see
+    /// `getrlimit(2)`. `None` is no bound.
+    #[must_use]
+    pub fn limit(mut self, resource: Resource, bound: Option<u64>) -> Self {
+        self.request.limits.push(Limit {
+            resource,
+            soft: bound,
+            hard: bound,
+        });
+        self
+    }
+
     fn program(&self) -> String {
         self.request
             .argv
@@ -96,6 +129,16 @@ pub enum ExecEvent {
     Stderr(Bytes),
     /// It ended; nothing follows.
     Exited(ExitStatus),
+    /// Its time was up, and it was killed; nothing follows.
+    TimedOut {
+        /// How long it had.
+        after: Duration,
+    },
+    /// The sandbox ended under it; nothing follows.
+    Lost {
+        /// Why, as far as it is known.
+        reason: String,
+    },
 }
 
 /// A program that runs in a sandbox. Dropping the handle kills the program.
@@ -104,7 +147,10 @@ pub struct ExecHandle {
     link: Link,
     stream: StreamId,
     items: mpsc::UnboundedReceiver<Item>,
+    program: String,
     pid: u32,
+    /// When the program is killed, and how long it had.
+    deadline: Option<(Instant, Duration)>,
     over: bool,
 }
 
@@ -112,18 +158,30 @@ impl ExecHandle {
     /// Starts a program; returns when it runs.
     pub(crate) async fn start(link: &Link, options: ExecOptions) -> Result<Self, Error> {
         let program = options.program();
+        let deadline = options.timeout.map(|after| (Instant::now() + after, after));
         let (stream, items) = link.open(Request::Exec(options.request)).await?;
         // From here on the stream is this handle's to give up.
         let mut handle = Self {
             link: link.clone(),
             stream,
             items,
+            program: program.clone(),
             pid: 0,
+            deadline,
             over: false,
         };
         match handle.items.recv().await {
             Some(Item::Event(StreamEvent::Started { pid })) => {
                 handle.pid = pid;
+                if let Some(input) = options.input {
+                    let stdin = handle.stdin();
+                    tokio::spawn(async move {
+                        // A program that does not read its input may end first.
+                        if stdin.write(input).await.is_ok() {
+                            stdin.close();
+                        }
+                    });
+                }
                 Ok(handle)
             }
             Some(Item::Event(StreamEvent::Failed(reason))) => {
@@ -146,16 +204,27 @@ impl ExecHandle {
         self.pid
     }
 
-    /// Waits for the next event; `None` after [`ExecEvent::Exited`].
+    /// Waits for the next event; `None` after the last one, which is
+    /// [`ExecEvent::Exited`], [`ExecEvent::TimedOut`] or [`ExecEvent::Lost`].
     ///
     /// Whoever does not call this stops the program when it has written some
     /// hundred KiB, and nothing else.
-    ///
-    /// # Errors
-    /// [`Error::Gone`] when the sandbox ended under the program.
-    pub async fn recv(&mut self) -> Result<Option<ExecEvent>, Error> {
+    pub async fn recv(&mut self) -> Option<ExecEvent> {
         while !self.over {
-            match self.items.recv().await {
+            let item = match self.deadline {
+                None => self.items.recv().await,
+                Some((at, after)) => tokio::select! {
+                    biased;
+                    item = self.items.recv() => item,
+                    () = tokio::time::sleep_until(at) => {
+                        // The guest kills what nobody wants any more.
+                        self.link.ask(Ask::Reset { stream: self.stream });
+                        self.over = true;
+                        return Some(ExecEvent::TimedOut { after });
+                    }
+                },
+            };
+            match item {
                 Some(Item::Data(channel, data)) => {
                     let (stream, len) = (self.stream, data.len());
                     self.link.ask(Ask::Consumed {
@@ -163,40 +232,42 @@ impl ExecHandle {
                         channel,
                         len,
                     });
-                    return Ok(Some(match channel {
+                    return Some(match channel {
                         Channel::Stderr => ExecEvent::Stderr(data),
                         _ => ExecEvent::Stdout(data),
-                    }));
+                    });
                 }
                 Some(Item::Event(StreamEvent::Exited(status))) => {
                     self.over = true;
-                    return Ok(Some(ExecEvent::Exited(status)));
+                    return Some(ExecEvent::Exited(status));
                 }
                 // The end of output comes as an event, too.
                 Some(Item::Event(_) | Item::Eof(_)) => {}
                 Some(Item::Reset) => {
                     self.over = true;
-                    return Err(Error::gone("the guest gave the program up"));
+                    let reason = "the guest gave the program up".into();
+                    return Some(ExecEvent::Lost { reason });
                 }
                 None => {
                     self.over = true;
-                    return Err(self.link.gone().await);
+                    let reason = self.link.ended().await.reason;
+                    return Some(ExecEvent::Lost { reason });
                 }
             }
         }
-        Ok(None)
+        None
     }
 
     /// Waits for the end and passes over output.
     ///
     /// # Errors
-    /// As [`ExecHandle::recv`].
+    /// [`Error::Gone`] when the sandbox ended under the program, [`Error::TimedOut`] when its
+    /// time was up.
     pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
         loop {
-            match self.recv().await? {
-                Some(ExecEvent::Exited(status)) => return Ok(status),
-                Some(_) => {}
-                None => return Err(Error::gone("the program's end was reported before")),
+            let event = self.recv().await;
+            if let Some(end) = self.end(event.as_ref()) {
+                return end;
             }
         }
     }
@@ -204,7 +275,7 @@ impl ExecHandle {
     /// Waits for the end and collects output.
     ///
     /// # Errors
-    /// As [`ExecHandle::recv`], and [`Error::OutputTooLong`] above 64 MiB of
+    /// As [`ExecHandle::wait`], and [`Error::OutputTooLong`] above 64 MiB of
     /// either output; the program is killed then.
     pub async fn output(mut self) -> Result<Output, Error> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -216,19 +287,34 @@ impl ExecHandle {
             Ok(())
         };
         loop {
-            match self.recv().await? {
-                Some(ExecEvent::Stdout(data)) => collect(&mut stdout, &data)?,
-                Some(ExecEvent::Stderr(data)) => collect(&mut stderr, &data)?,
-                Some(ExecEvent::Exited(status)) => {
-                    return Ok(Output {
-                        status,
-                        stdout,
-                        stderr,
-                    });
-                }
-                None => return Err(Error::gone("the program's end was reported before")),
+            let event = self.recv().await;
+            match &event {
+                Some(ExecEvent::Stdout(data)) => collect(&mut stdout, data)?,
+                Some(ExecEvent::Stderr(data)) => collect(&mut stderr, data)?,
+                _ => {}
+            }
+            if let Some(end) = self.end(event.as_ref()) {
+                return Ok(Output {
+                    status: end?,
+                    stdout,
+                    stderr,
+                });
             }
         }
+    }
+
+    /// What an event means for whoever waits for the end.
+    fn end(&self, event: Option<&ExecEvent>) -> Option<Result<ExitStatus, Error>> {
+        Some(match event {
+            Some(ExecEvent::Exited(status)) => Ok(*status),
+            Some(ExecEvent::TimedOut { after }) => Err(Error::TimedOut {
+                program: self.program.clone(),
+                after: *after,
+            }),
+            Some(ExecEvent::Lost { reason }) => Err(Error::gone(reason)),
+            Some(_) => return None,
+            None => Err(Error::gone("the program's end was reported before")),
+        })
     }
 
     /// The program's standard input, when [`ExecOptions::stdin`] asked for one.
@@ -247,6 +333,11 @@ impl ExecHandle {
             signal,
             group: true,
         });
+    }
+
+    /// Ends the program's process group at once. Its end is reported as any other.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
     }
 
     /// Tells the program's terminal its new size.

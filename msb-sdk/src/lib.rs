@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`Sandbox`] | a running guest, and its [`SandboxBuilder`] |
 //! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
+//! | [`Fs`], [`FileReader`], [`FileWriter`], [`DirEntry`] | the guest's files |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
 //! | [`PublishedPort`] | a port of the guest that the host offers |
 //! | [`policy`] | checking and explaining policies |
@@ -19,6 +20,7 @@ mod control;
 pub mod doctor;
 mod error;
 mod exec;
+mod fs;
 mod home;
 mod image;
 mod link;
@@ -34,9 +36,13 @@ mod supervisor;
 pub use builder::SandboxBuilder;
 pub use error::Error;
 pub use exec::{ExecEvent, ExecHandle, ExecOptions, ExecStdin, Output};
+pub use fs::{
+    CopyOptions, CopyReport, DirEntries, DirEntry, FileFault, FileMetadata, FileReader, FileWriter,
+    Fs, SkippedEntry, WriteOptions,
+};
 pub use home::{GuestBundle, Home};
 pub use image::Images;
-pub use msb_guest_agent::message::{ExecError, ExitStatus, Signal, TtySize};
+pub use msb_guest_agent::message::{ExecError, ExitStatus, FileKind, Resource, Signal, TtySize};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
 pub use msb_vmm::{EngineKind, Isolation};
 pub use network::{

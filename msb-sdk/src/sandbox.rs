@@ -9,6 +9,7 @@ use crate::builder::SandboxBuilder;
 use crate::control::{Ready, ToSupervisor};
 use crate::error::Error;
 use crate::exec::{ExecHandle, ExecOptions, Output};
+use crate::fs::Fs;
 use crate::link::{Ask, Link};
 use crate::network::{NetworkEvents, Watcher};
 use crate::port::{PortRequest, PublishedPort};
@@ -82,6 +83,41 @@ impl Sandbox {
             .await?
             .output()
             .await
+    }
+
+    /// Runs a script in the image's shell: the one that it names, else `/bin/sh`.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn shell(&self, script: impl Into<OsString>) -> Result<Output, Error> {
+        self.shell_stream(script).await?.output().await
+    }
+
+    /// Starts a script in the image's shell and returns a handle to it.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec_with`].
+    pub async fn shell_stream(&self, script: impl Into<OsString>) -> Result<ExecHandle, Error> {
+        self.exec_with(self.shell_options(script)).await
+    }
+
+    /// The command line of a script in the image's shell, to be given more options.
+    #[must_use]
+    pub fn shell_options(&self, script: impl Into<OsString>) -> ExecOptions {
+        let named = self.image.config().shell.iter().map(OsString::from);
+        let mut words: Vec<OsString> = named.collect();
+        if words.is_empty() {
+            words = ["/bin/sh", "-c"].map(OsString::from).into();
+        }
+        words.push(script.into());
+        let program = words.remove(0);
+        ExecOptions::new(program, words)
+    }
+
+    /// The sandbox's files.
+    #[must_use]
+    pub fn fs(&self) -> Fs {
+        Fs::new(self.link.clone())
     }
 
     /// Starts a program and returns a handle to it.

@@ -199,7 +199,7 @@ async fn follow(
     let mut asked = 0;
     loop {
         tokio::select! {
-            event = handle.recv() => match event? {
+            event = handle.recv() => match event {
                 Some(ExecEvent::Stdout(data)) => {
                     if let Some(code) = write(&mut io::stdout().lock(), &data, "standard output")? {
                         return Ok(code);
@@ -210,7 +210,8 @@ async fn follow(
                         return Ok(code);
                     }
                 }
-                Some(ExecEvent::Exited(status)) => return Ok(status.shell_code()),
+                Some(ExecEvent::Exited(status)) => return Ok(status.code()),
+                Some(ExecEvent::Lost { reason }) => return Err(Error::Gone { reason }.into()),
                 Some(_) => {}
                 None => return Err(Error::Gone { reason: "the program's end was not reported".into() }.into()),
             },

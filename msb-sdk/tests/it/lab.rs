@@ -1,0 +1,65 @@
+//! What the tests stand on: the home and images that `cargo xtask test` prepares.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use msb_sdk::{Home, Images, Sandbox, SandboxBuilder};
+
+/// The small image's name.
+pub(crate) const BUSYBOX: &str = "localhost/busybox:test";
+
+/// Runs a test in a runtime of its own.
+pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: fn() -> F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    if let Err(error) = runtime.block_on(test()) {
+        panic!("{error:?}");
+    }
+}
+
+/// A folder that the task which runs the tests prepares.
+fn prepared(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => path.into(),
+        None => panic!("{variable} is not set: run the tests with `cargo xtask test`"),
+    }
+}
+
+/// The home that all tests share.
+pub(crate) fn home() -> Home {
+    Home::at(prepared("MSB_TEST_IMAGES").join("home")).expect("home")
+}
+
+/// Describes a sandbox of an image that is imported if need be, under a name of its own.
+pub(crate) async fn builder(image: &str) -> anyhow::Result<SandboxBuilder> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let layout = if image == BUSYBOX {
+        "busybox"
+    } else {
+        "python"
+    };
+    let images = Images::open(&home())?;
+    if !images.list().await?.iter().any(|one| {
+        one.references()
+            .iter()
+            .any(|name| name.to_string() == image)
+    }) {
+        let from = prepared("MSB_TEST_IMAGES").join(layout);
+        images.import(&from, image, |_| {}).await?;
+    }
+    let name = format!(
+        "it-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
+    Ok(Sandbox::builder(name).image(image).home(home()).cpus(1))
+}
+
+/// Starts a sandbox of the small image.
+pub(crate) async fn sandbox() -> anyhow::Result<Sandbox> {
+    Ok(builder(BUSYBOX).await?.create().await?)
+}

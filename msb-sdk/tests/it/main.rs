@@ -1,0 +1,70 @@
+//! The SDK from outside, on real microVMs.
+//!
+//! The program has a main of its own, because a sandbox's supervisor is the embedding program
+//! started again: the hook comes before the tests. It speaks as much of the usual test
+//! program's command line as cargo and nextest use.
+
+mod exec;
+mod files;
+mod lab;
+mod trees;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// A test and its name.
+type Test = (&'static str, fn());
+
+/// Lists the tests of a module by their names.
+macro_rules! tests {
+    ($($module:ident: $($name:ident),+ $(,)?;)+) => {
+        const TESTS: &[Test] = &[$($((
+            concat!(stringify!($module), "::", stringify!($name)),
+            || lab::run($module::$name),
+        )),+),+];
+    };
+}
+
+tests! {
+    exec: programs_have_input_limits_and_time, a_shell_is_the_images;
+    files: content_goes_up_and_down, a_gigabyte_streams_both_ways, a_hundred_thousand_entries,
+        operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
+    trees: a_tree_goes_in_and_comes_out, a_hostile_tree_stays_in_its_place,
+        a_copy_that_is_too_large_is_removed;
+}
+
+fn main() -> ExitCode {
+    msb_sdk::supervisor_hook();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let ignored = has("--ignored");
+    if has("--list") {
+        for (name, _) in TESTS.iter().filter(|_| !ignored) {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let exact = has("--exact");
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &str| {
+        filters.is_empty()
+            || filters.iter().any(|filter| {
+                if exact {
+                    name == *filter
+                } else {
+                    name.contains(*filter)
+                }
+            })
+    };
+    let mut failed = 0;
+    for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name) && !ignored) {
+        // The panic's own message has been printed.
+        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed += usize::from(!passed);
+    }
+    if failed > 0 {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
