@@ -531,10 +531,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_that_cannot_be_are_the_epoch() {
+    fn times_of_a_hostile_guest_are_times() {
         assert_eq!(time(0, 0), SystemTime::UNIX_EPOCH);
-        assert_eq!(time(i64::MAX, u32::MAX), SystemTime::UNIX_EPOCH);
-        assert_eq!(time(i64::MIN, 0), SystemTime::UNIX_EPOCH);
+        // As far as the host can say them; nothing overflows.
+        let late = time(i64::MAX, u32::MAX);
+        assert!(late >= SystemTime::UNIX_EPOCH);
+        let early = time(i64::MIN, u32::MAX);
+        assert!(early <= SystemTime::UNIX_EPOCH);
         let before = SystemTime::UNIX_EPOCH - Duration::from_millis(500);
         assert_eq!(time(-1, 500_000_000), before);
     }
