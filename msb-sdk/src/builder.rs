@@ -16,6 +16,7 @@ use crate::home::{GuestBundle, Home};
 use crate::image::Images;
 use crate::link::Link;
 use crate::network::{NetworkLimits, NetworkPolicy};
+use crate::patch::Patch;
 use crate::progress::Progress;
 use crate::sandbox::Sandbox;
 use crate::spec::SandboxSpec;
@@ -119,6 +120,22 @@ impl SandboxBuilder {
     /// an address and both ports may be ranges of the same length.
     pub fn publish(mut self, ports: impl Into<String>) -> Self {
         self.spec.ports.push(ports.into());
+        self
+    }
+
+    /// Adds a change to the image's files, which is made before anything runs. Changes are
+    /// made in the order in which they are added.
+    pub fn patch(mut self, patch: Patch) -> Self {
+        self.spec.patches.push(patch);
+        self
+    }
+
+    /// Adds a script that programs of the guest find on their `PATH`, ahead of the image's
+    /// programs. Its first line says what runs it, as `#!/bin/sh`.
+    pub fn script(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
+        let name = name.into();
+        self.spec.scripts.retain(|(existing, _)| *existing != name);
+        self.spec.scripts.push((name, text.into()));
         self
     }
 

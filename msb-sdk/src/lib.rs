@@ -9,6 +9,7 @@
 //! | [`Fs`], [`FileReader`], [`FileWriter`], [`DirEntry`] | the guest's files |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
 //! | [`PublishedPort`] | a port of the guest that the host offers |
+//! | [`Patch`] | a change to the image's files that a sandbox begins with |
 //! | [`policy`] | checking and explaining policies |
 //! | [`Images`] | the images of this host |
 //! | [`doctor`] | what works on this host |
@@ -25,6 +26,7 @@ mod home;
 mod image;
 mod link;
 mod network;
+mod patch;
 pub mod policy;
 mod port;
 mod progress;
@@ -48,6 +50,7 @@ pub use msb_vmm::{EngineKind, Isolation};
 pub use network::{
     Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkLimits, NetworkPolicy, Query,
 };
+pub use patch::Patch;
 pub use port::{PortProtocol, PublishedPort};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};

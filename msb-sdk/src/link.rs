@@ -79,6 +79,10 @@ pub(crate) enum Ask {
     },
     /// Somebody wants to know what the network does.
     WatchNetwork(Watcher),
+    /// Let go of the socket once all streams are over.
+    Release {
+        reply: oneshot::Sender<()>,
+    },
     /// End the sandbox now.
     HangUp,
 }
@@ -115,6 +119,7 @@ impl Link {
                 endpoint,
                 out: BytesMut::new(),
                 hang_up: false,
+                release: None,
                 streams: HashMap::new(),
                 watchers: Vec::new(),
                 askers: VecDeque::new(),
@@ -158,6 +163,16 @@ impl Link {
         }
     }
 
+    /// Lets go of the socket, for somebody else to talk on it, once all streams are over.
+    pub(crate) async fn release(&self) -> Result<(), Error> {
+        let (reply, released) = oneshot::channel();
+        self.ask(Ask::Release { reply });
+        match released.await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
     /// Waits until the sandbox has ended.
     pub(crate) async fn ended(&self) -> End {
         let mut end = self.end.clone();
@@ -191,6 +206,8 @@ struct Task {
     out: BytesMut,
     /// The sandbox is to end now: nothing more is written.
     hang_up: bool,
+    /// Somebody else is to have the socket.
+    release: Option<oneshot::Sender<()>>,
     streams: HashMap<StreamId, Stream>,
     watchers: Vec<Watcher>,
     /// Who asked about ports: they are answered in this order.
@@ -214,6 +231,15 @@ impl Task {
                 let _ = write.shutdown().await;
             }
             self.collect();
+            if self.out.is_empty()
+                && self.streams.is_empty()
+                && let Some(reply) = self.release.take()
+            {
+                // Its end would be that of the whole socket otherwise.
+                write.forget();
+                let _ = reply.send(());
+                return lost("its socket was handed over");
+            }
             let writing = !self.out.is_empty();
             tokio::select! {
                 count = read.read_buf(decoder.buffer_mut()) => {
@@ -352,6 +378,7 @@ impl Task {
                     self.endpoint.reset(stream, ResetCode::Cancelled);
                 }
             }
+            Ask::Release { reply } => self.release = Some(reply),
             Ask::HangUp => self.hang_up = true,
             Ask::Supervisor(message) => self.tell(&message),
             Ask::Ports { request, reply } => {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::network::{NetworkLimits, NetworkPolicy};
+use crate::patch::{self, Patch};
 use crate::port::MAX_PORTS;
 
 /// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
@@ -51,6 +52,12 @@ pub struct SandboxSpec {
     pub resolvers: Vec<SocketAddr>,
     /// Ports of the guest that the host offers, as `[BIND:]HOST:GUEST[/udp]`.
     pub ports: Vec<String>,
+    /// Changes to the image's files, made once, before anything runs.
+    #[serde(default)]
+    pub patches: Vec<Patch>,
+    /// Scripts, by name, that are on the `PATH` of the guest.
+    #[serde(default)]
+    pub scripts: Vec<(String, String)>,
 }
 
 impl SandboxSpec {
@@ -71,6 +78,8 @@ impl SandboxSpec {
             network_limits: NetworkLimits::default(),
             resolvers: Vec::new(),
             ports: Vec::new(),
+            patches: Vec::new(),
+            scripts: Vec::new(),
         }
     }
 
@@ -132,6 +141,8 @@ impl SandboxSpec {
                 return Err(Error::TooManyPorts { max: MAX_PORTS });
             }
         }
+        patch::check(&self.patches, &self.scripts)
+            .map_err(|(which, reason)| invalid("a patch", &which, &reason))?;
         if let Some(workdir) = &self.workdir
             && !workdir.starts_with('/')
         {

@@ -238,14 +238,15 @@ impl Fs {
     /// # Errors
     /// [`Error::File`] for anything but its absence.
     pub async fn exists(&self, path: impl AsRef<Path>) -> Result<bool, Error> {
-        match self.stat(path).await {
-            Ok(_) => Ok(true),
-            Err(Error::File {
-                fault: FileFault::NotFound | FileFault::NotAFolder,
-                ..
-            }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        found(self.stat(path).await)
+    }
+
+    /// Tells whether something is there, be it a symlink to nothing.
+    ///
+    /// # Errors
+    /// As [`Fs::exists`].
+    pub async fn lexists(&self, path: impl AsRef<Path>) -> Result<bool, Error> {
+        found(self.lstat(path).await)
     }
 
     /// Makes a folder. The one above must be there.
@@ -505,6 +506,18 @@ impl From<Metadata> for FileMetadata {
             modified: time(metadata.modified, metadata.modified_nanos),
             links: metadata.links,
         }
+    }
+}
+
+/// Whether something was found; that it was not is no failure.
+fn found(outcome: Result<FileMetadata, Error>) -> Result<bool, Error> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(Error::File {
+            fault: FileFault::NotFound | FileFault::NotAFolder,
+            ..
+        }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

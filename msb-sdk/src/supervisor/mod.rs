@@ -13,6 +13,7 @@
 
 mod dial;
 mod network;
+mod patch;
 mod relay;
 mod start;
 mod template;

@@ -20,9 +20,10 @@ use msb_vmm::{
 };
 
 use super::network::{Wire, Wiring};
-use super::template;
+use super::{patch, template};
 use crate::control::{Launch, Ready};
 use crate::home::Home;
+use crate::patch::SCRIPTS;
 use crate::progress::VmStep;
 use crate::state::SandboxDir;
 
@@ -81,9 +82,14 @@ pub(super) fn start(
     let greeted = setup::hello(&mut agent).map_err(|error| guest(&error, &mut vm))?;
     let agent_time = begin.elapsed();
     let _: msb_guest_agent::message::AgentHello = greeted;
-    let _: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
+    let configured: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
         .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
+    let configured_time = begin.elapsed() - agent_time;
+    // A disk that was used before has them.
+    if !configured.resumed {
+        patch::apply(&agent, &launch.spec)?;
+    }
 
     let ports = wire.publish_all(&launch.spec.ports)?;
     let ready = Ready {
@@ -91,7 +97,7 @@ pub(super) fn start(
         hardware: vm.isolation() == Isolation::Hardware,
         vmm_pid: vm.pid(),
         agent: agent_time,
-        configured: begin.elapsed() - agent_time,
+        configured: configured_time,
         ports,
     };
     Ok(Running {
@@ -255,7 +261,7 @@ fn guest_config(
         hostname: spec.name.clone(),
         machine_id,
         root: root_spec(launch),
-        env: environment(&config.env, &spec.env),
+        env: environment(&config.env, &spec.env, !spec.scripts.is_empty()),
         user: spec.user.clone().or_else(|| filled(&config.user)),
         workdir: spec
             .workdir
@@ -266,15 +272,28 @@ fn guest_config(
     })
 }
 
-/// The image's environment with the sandbox's on top.
-fn environment(image: &[String], sandbox: &[(String, String)]) -> Vec<ByteString> {
+/// Where programs are looked for when neither image nor sandbox say: the agent's own.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The image's environment with the sandbox's on top. Scripts are found first.
+fn environment(image: &[String], sandbox: &[(String, String)], scripts: bool) -> Vec<ByteString> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let kept = image
         .iter()
         .filter(|entry| sandbox.iter().all(|(key, _)| *key != name(entry)));
     let kept = kept.filter(|entry| entry.contains('=')).cloned();
     let added = sandbox.iter().map(|(key, value)| format!("{key}={value}"));
-    kept.chain(added).map(ByteString::from).collect()
+    let mut all: Vec<String> = kept.chain(added).collect();
+    if scripts {
+        let path = all.iter().position(|entry| entry.starts_with("PATH="));
+        let path = path.map(|at| all.remove(at));
+        let path = path
+            .as_deref()
+            .and_then(|entry| entry.strip_prefix("PATH="));
+        let path = path.unwrap_or(DEFAULT_PATH);
+        all.push(format!("PATH={SCRIPTS}:{path}"));
+    }
+    all.into_iter().map(ByteString::from).collect()
 }
 
 fn shown(step: Step) -> VmStep {
@@ -353,7 +372,13 @@ mod tests {
     fn the_sandbox_overrides_the_image_by_name() {
         let image = ["PATH=/bin".to_owned(), "A=1".to_owned(), "junk".to_owned()];
         let sandbox = [("A".to_owned(), "2=3".to_owned())];
-        let merged = environment(&image, &sandbox);
+        let merged = environment(&image, &sandbox, false);
         assert_eq!(merged, ["PATH=/bin", "A=2=3"].map(ByteString::from));
+        let merged = environment(&image, &sandbox, true);
+        let path = "PATH=/.msb/scripts:/bin";
+        assert_eq!(merged, ["A=2=3", path].map(ByteString::from));
+        let merged = environment(&[], &[], true);
+        let path = format!("PATH=/.msb/scripts:{DEFAULT_PATH}");
+        assert_eq!(merged, [ByteString::from(path)]);
     }
 }

@@ -9,6 +9,9 @@ use msb_sdk::{Home, Images, Sandbox, SandboxBuilder};
 /// The small image's name.
 pub(crate) const BUSYBOX: &str = "localhost/busybox:test";
 
+/// The Debian and python3 image's name.
+pub(crate) const PYTHON: &str = "localhost/python:test";
+
 /// Runs a test in a runtime of its own.
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: fn() -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
