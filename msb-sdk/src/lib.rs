@@ -14,8 +14,15 @@
 //! | [`Images`] | the images of this host |
 //! | [`doctor`] | what works on this host |
 //! | [`Home`], [`GuestBundle`] | where things lie |
+//!
+//! # Features
+//!
+//! - `blocking`: the module `blocking`, the same names for programs without a runtime.
+//! - `krun`: links libkrun in, the engine for hosts with hardware virtualization.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod builder;
 mod control;
 pub mod doctor;

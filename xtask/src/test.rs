@@ -9,7 +9,7 @@ use crate::run::{cargo, check, step, target_dir};
 use crate::{guest, host, images};
 
 /// The features that tests need; none changes what the code does without it.
-pub(crate) const FEATURES: &str = "msb-guest-agent/agent";
+pub(crate) const FEATURES: &str = "msb-guest-agent/agent,msb-sdk/blocking";
 
 /// Prepares the machine and runs all tests, or those whose name holds a filter.
 pub(crate) fn test(filters: &[String]) -> Result<()> {

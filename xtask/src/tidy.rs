@@ -37,6 +37,7 @@ const TOP_LEVEL: &[&str] = &[
     "benches",
     "deny.toml",
     "docs",
+    "examples",
     "fuzz",
     "msb-cli",
     "msb-fs",

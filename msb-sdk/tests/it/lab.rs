@@ -25,7 +25,7 @@ pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: fn() -> F) {
 }
 
 /// A folder that the task which runs the tests prepares.
-fn prepared(variable: &str) -> PathBuf {
+pub(crate) fn prepared(variable: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(path) => path.into(),
         None => panic!("{variable} is not set: run the tests with `cargo xtask test`"),

@@ -4,6 +4,9 @@
 //! started again: the hook comes before the tests. It speaks as much of the usual test
 //! program's command line as cargo and nextest use.
 
+#[cfg(feature = "blocking")]
+mod blocking;
+mod embedding;
 mod exec;
 mod files;
 mod lab;
@@ -19,15 +22,21 @@ type Test = (&'static str, fn());
 
 /// Lists the tests of a module by their names.
 macro_rules! tests {
-    ($($module:ident: $($name:ident),+ $(,)?;)+) => {
-        const TESTS: &[Test] = &[$($((
-            concat!(stringify!($module), "::", stringify!($name)),
-            || lab::run($module::$name),
-        )),+),+];
+    ($($(#[$when:meta])? $module:ident: $($name:ident),+;)+) => {
+        const TESTS: &[&[Test]] = &[$(
+            $(#[$when])?
+            &[$((
+                concat!(stringify!($module), "::", stringify!($name)),
+                || lab::run($module::$name),
+            )),+],
+        )+];
     };
 }
 
 tests! {
+    #[cfg(feature = "blocking")]
+    blocking: the_same_names_wait;
+    embedding: a_program_outside_of_the_workspace_needs_no_msb;
     exec: programs_have_input_limits_and_time, a_shell_is_the_images;
     files: content_goes_up_and_down, a_gigabyte_streams_both_ways, a_hundred_thousand_entries,
         operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
@@ -43,7 +52,7 @@ fn main() -> ExitCode {
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
     let ignored = has("--ignored");
     if has("--list") {
-        for (name, _) in TESTS.iter().filter(|_| !ignored) {
+        for (name, _) in TESTS.iter().copied().flatten().filter(|_| !ignored) {
             println!("{name}: test");
         }
         return ExitCode::SUCCESS;
@@ -61,7 +70,12 @@ fn main() -> ExitCode {
             })
     };
     let mut failed = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name) && !ignored) {
+    for (name, test) in TESTS
+        .iter()
+        .copied()
+        .flatten()
+        .filter(|(name, _)| wanted(name) && !ignored)
+    {
         // The panic's own message has been printed.
         let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });

@@ -1,0 +1,68 @@
+//! Describing a sandbox, and waiting until it is there.
+
+use std::net::SocketAddr;
+
+use super::sandbox::Sandbox;
+use super::wait;
+use crate::error::Error;
+use crate::{
+    EngineKind, Home, Isolation, NetworkLimits, NetworkPolicy, Patch, Progress, PullPolicy,
+};
+
+/// Describes a sandbox; see [`SandboxBuilder`](crate::SandboxBuilder), from which it can also
+/// be made.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until create is called"]
+pub struct SandboxBuilder {
+    inner: crate::SandboxBuilder,
+}
+
+impl From<crate::SandboxBuilder> for SandboxBuilder {
+    fn from(inner: crate::SandboxBuilder) -> Self {
+        Self { inner }
+    }
+}
+
+macro_rules! settings {
+    ($($name:ident($($arg:ident: $kind:ty),+);)+) => {
+        $(
+            #[doc = concat!("See [`SandboxBuilder::", stringify!($name), "`](crate::SandboxBuilder::", stringify!($name), ").")]
+            pub fn $name(self, $($arg: $kind),+) -> Self {
+                self.inner.$name($($arg),+).into()
+            }
+        )+
+    };
+}
+
+impl SandboxBuilder {
+    settings! {
+        image(reference: impl Into<String>);
+        cpus(count: u8);
+        memory_mib(mib: u32);
+        disk_mib(mib: u32);
+        env(key: impl Into<String>, value: impl Into<String>);
+        workdir(path: impl Into<String>);
+        user(user: impl Into<String>);
+        network(policy: NetworkPolicy);
+        network_limits(limits: NetworkLimits);
+        resolver(server: SocketAddr);
+        port(host: u16, guest: u16);
+        publish(ports: impl Into<String>);
+        patch(patch: Patch);
+        script(name: impl Into<String>, text: impl Into<String>);
+        pull(policy: PullPolicy);
+        min_isolation(level: Isolation);
+        engine(engine: EngineKind);
+        home(home: Home);
+        on_progress(callback: impl Fn(Progress) + Send + Sync + 'static);
+    }
+
+    /// Fetches the image if need be, starts the sandbox, and returns when programs can be run
+    /// in it.
+    ///
+    /// # Errors
+    /// As [`SandboxBuilder::create`](crate::SandboxBuilder::create).
+    pub fn create(self) -> Result<Sandbox, Error> {
+        wait(self.inner.create()).map(Sandbox::from)
+    }
+}
