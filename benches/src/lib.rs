@@ -1,4 +1,4 @@
-//! Shared parts of the benchmarks `boot`, `image` and `net`: what is measured where,
+//! Shared parts of the benchmarks `boot`, `files`, `image` and `net`: what is measured where,
 //! how samples become a table with verdicts, and the peers' tools.
 //!
 //! `docs/performance.md` says how to run them and what they have shown.
@@ -17,3 +17,8 @@ pub mod versus;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// The guide to files, so that its examples are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/files.md")]
+pub struct FilesGuide;

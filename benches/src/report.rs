@@ -27,6 +27,8 @@ pub enum Unit {
     Gigabits,
     /// So many in a second.
     PerSecond,
+    /// MiB in a second.
+    MibPerSecond,
     /// Seconds of processor time for 10⁹ bytes.
     SecondsPerGigabyte,
 }
@@ -42,6 +44,7 @@ impl Unit {
             Unit::Micros => "µs",
             Unit::Gigabits => "Gbit/s",
             Unit::PerSecond => "/s",
+            Unit::MibPerSecond => "MiB/s",
             Unit::SecondsPerGigabyte => "s/GB",
         }
     }
@@ -49,7 +52,7 @@ impl Unit {
     pub(crate) fn shown(self, value: f64) -> String {
         let decimals = match self {
             Unit::PerSecond => 0,
-            Unit::Ms | Unit::Micros | Unit::Millions | Unit::Mib => 1,
+            Unit::Ms | Unit::Micros | Unit::Millions | Unit::Mib | Unit::MibPerSecond => 1,
             Unit::Seconds | Unit::Ratio | Unit::Gigabits | Unit::SecondsPerGigabyte => 2,
         };
         format!("{value:.decimals$} {}", self.name())

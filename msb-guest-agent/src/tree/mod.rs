@@ -10,10 +10,10 @@ mod unpack;
 
 use rustix::fs::{FileType, Stat};
 
+pub use pack::Packer;
 #[cfg(feature = "agent")]
 pub(crate) use pack::segment;
-pub use pack::{Packer, Skipped};
-pub use unpack::{Report, UnpackOptions, Unpacker};
+pub use unpack::{UnpackOptions, Unpacker};
 
 use crate::message::{ByteString, Errno, FileError, FileFault, FileKind, Metadata};
 
@@ -52,6 +52,40 @@ pub fn metadata(stat: &Stat) -> Metadata {
         modified: stat.st_mtime,
         modified_nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+    }
+}
+
+/// Entries that cannot be copied, of which a report names no more.
+const MAX_NAMED: usize = 100;
+
+/// What was packed, or made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Entries, folders included.
+    pub entries: u64,
+    /// Bytes of content; holes do not count.
+    pub bytes: u64,
+    /// How many entries cannot be copied: devices, sockets, named pipes.
+    pub skipped: u64,
+    /// The first of these.
+    pub skipped_named: Vec<Skipped>,
+}
+
+/// Something that was not copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where in the tree.
+    pub path: ByteString,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+impl Report {
+    fn skip(&mut self, path: ByteString, kind: FileKind) {
+        self.skipped += 1;
+        if self.skipped_named.len() < MAX_NAMED {
+            self.skipped_named.push(Skipped { path, kind });
+        }
     }
 }
 

@@ -8,21 +8,12 @@ use bytes::BytesMut;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::{Place, TreeError, kind, metadata};
-use crate::message::{ByteString, FileFault, FileKind};
+use super::{Place, Report, TreeError, kind, metadata};
+use crate::message::{FileFault, FileKind};
 use crate::record::{MAX_DEPTH, MAX_LINKED, MAX_PIECE, TreeRecord, put};
 
 /// Records are passed on when they are this long: often enough to keep the other side busy.
 const FULL: usize = 128 * 1024;
-
-/// Something that was not packed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// Where in the tree.
-    pub path: ByteString,
-    /// What it is.
-    pub kind: FileKind,
-}
 
 /// Packs one tree. `sink` takes records as they come, and says whether it wants more.
 pub struct Packer<'a> {
@@ -32,6 +23,7 @@ pub struct Packer<'a> {
     place: Place,
     /// Files with several names, by device and inode.
     linked: HashMap<(u64, u64), u64>,
+    report: Report,
 }
 
 /// A folder that is being packed.
@@ -49,20 +41,22 @@ impl<'a> Packer<'a> {
             piece: vec![0; MAX_PIECE as usize],
             place: Place::default(),
             linked: HashMap::new(),
+            report: Report::default(),
         }
     }
 
-    /// Packs the entry `name` of `folder`.
+    /// Packs the entry `name` of `folder`, and says what that was.
     ///
     /// # Errors
     /// [`TreeError`]; nothing tells the other side so.
-    pub fn pack(mut self, folder: BorrowedFd<'_>, name: &CStr) -> Result<(), TreeError> {
+    pub fn pack(mut self, folder: BorrowedFd<'_>, name: &CStr) -> Result<Report, TreeError> {
         let mut levels: Vec<Level> = Vec::new();
         levels.extend(self.entry(folder, name, 0)?);
         loop {
             let depth = levels.len();
             let Some(level) = levels.last_mut() else {
-                return self.flush();
+                self.pass_on(1)?;
+                return Ok(self.report);
             };
             let entry = match level.entries.read() {
                 Some(Ok(entry)) => entry,
@@ -117,6 +111,8 @@ impl<'a> Packer<'a> {
             kind => {
                 let name = bytes.into();
                 self.record(&TreeRecord::Special { name, kind })?;
+                self.report.entries -= 1;
+                self.report.skip(self.place.of(bytes), kind);
                 Ok(None)
             }
         }
@@ -213,6 +209,7 @@ impl<'a> Packer<'a> {
                         put(&mut self.out, &TreeRecord::Data { offset, len });
                         self.out.extend_from_slice(&self.piece[..len as usize]);
                         at += u64::from(len);
+                        self.report.bytes += u64::from(len);
                         self.pass_on(FULL)?;
                     }
                     Err(Errno::INTR) => {}
@@ -223,13 +220,11 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
+    /// Passes an entry on.
     fn record(&mut self, record: &TreeRecord) -> Result<(), TreeError> {
+        self.report.entries += 1;
         put(&mut self.out, record);
         self.pass_on(FULL)
-    }
-
-    fn flush(&mut self) -> Result<(), TreeError> {
-        self.pass_on(1)
     }
 
     fn pass_on(&mut self, least: usize) -> Result<(), TreeError> {

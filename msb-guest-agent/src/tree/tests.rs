@@ -30,7 +30,8 @@ fn pack(parent: &Path, name: &str) -> Result<Vec<u8>, TreeError> {
         true
     };
     let name = CString::new(name).unwrap();
-    Packer::new(&mut sink).pack(folder(parent).as_fd(), &name)?;
+    let report = Packer::new(&mut sink).pack(folder(parent).as_fd(), &name)?;
+    assert!(report.entries + report.skipped > 0);
     Ok(out)
 }
 

@@ -7,12 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::{Place, Skipped, TreeError};
+use super::{Place, Report, TreeError};
 use crate::message::{FileError, FileFault, Metadata};
 use crate::record::{InvalidRecord, MAX_LINKED, TreeDecoder, TreeItem, TreeRecord};
-
-/// Entries that could not be copied, of which the report names no more.
-const MAX_NAMED: usize = 100;
 
 /// What is made of a tree.
 #[derive(Clone, Debug)]
@@ -25,19 +22,6 @@ pub struct UnpackOptions {
     pub max_bytes: u64,
     /// Most entries.
     pub max_entries: u64,
-}
-
-/// What was made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Entries, folders included.
-    pub entries: u64,
-    /// Bytes of content; holes do not count.
-    pub bytes: u64,
-    /// How many entries cannot be copied: devices, sockets, named pipes.
-    pub skipped: u64,
-    /// The first of these.
-    pub skipped_named: Vec<Skipped>,
 }
 
 /// Makes one tree of records, in whatever pieces they come.
@@ -162,11 +146,8 @@ impl Unpacker {
             }
             TreeRecord::Special { name, kind } => {
                 self.report.entries -= 1;
-                self.report.skipped += 1;
-                if self.report.skipped_named.len() < MAX_NAMED {
-                    let path = self.place.of(&name.0);
-                    self.report.skipped_named.push(Skipped { path, kind });
-                }
+                let path = self.place.of(&name.0);
+                self.report.skip(path, kind);
             }
             TreeRecord::Leave | TreeRecord::Data { .. } => {}
         }

@@ -73,9 +73,13 @@ impl Fs {
         /// See [`Fs::truncate`](crate::Fs::truncate).
         truncate(path: impl AsRef<Path>, size: u64) -> ();
         /// See [`Fs::copy_in`](crate::Fs::copy_in).
-        copy_in(from: impl AsRef<Path>, to: impl AsRef<Path>) -> ();
+        copy_in(from: impl AsRef<Path>, to: impl AsRef<Path>) -> CopyReport;
         /// See [`Fs::copy_in_with`](crate::Fs::copy_in_with).
-        copy_in_with(from: impl AsRef<Path>, to: impl AsRef<Path>, options: CopyOptions) -> ();
+        copy_in_with(
+            from: impl AsRef<Path>,
+            to: impl AsRef<Path>,
+            options: CopyOptions
+        ) -> CopyReport;
         /// See [`Fs::copy_out`](crate::Fs::copy_out).
         copy_out(from: impl AsRef<Path>, to: impl AsRef<Path>) -> CopyReport;
         /// See [`Fs::copy_out_with`](crate::Fs::copy_out_with).

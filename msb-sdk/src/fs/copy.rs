@@ -87,7 +87,7 @@ pub struct CopyReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SkippedEntry {
-    /// Where in the copy it would be.
+    /// Where in the tree that was copied.
     pub path: PathBuf,
     /// What it is.
     pub kind: FileKind,
@@ -114,13 +114,17 @@ impl Fs {
     /// Copies a file, or a folder with all that is in it, from the host into the guest, where
     /// it is called `to`. The folder above must be there.
     ///
-    /// Permissions, times, symlinks, hard links and holes are kept; owners are not: it
+    /// Devices, sockets and named pipes are left out and reported. Permissions, times, symlinks, hard links and holes are kept; owners are not: it
     /// belongs to root, or to the user of [`Fs::as_user`]. A folder that is there keeps what
     /// the copy does not have; a file is replaced.
     ///
     /// # Errors
     /// [`Error::File`] for the guest's side, [`Error::HostFile`] for the host's.
-    pub async fn copy_in(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Error> {
+    pub async fn copy_in(
+        &self,
+        from: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+    ) -> Result<CopyReport, Error> {
         self.copy_in_with(from, to, CopyOptions::default()).await
     }
 
@@ -133,7 +137,7 @@ impl Fs {
         from: impl AsRef<Path>,
         to: impl AsRef<Path>,
         options: CopyOptions,
-    ) -> Result<(), Error> {
+    ) -> Result<CopyReport, Error> {
         let (from, to) = (from.as_ref(), to.as_ref());
         let (folder, name) = host_entry(from)?;
         let operation = Op::Unpack {
@@ -153,7 +157,10 @@ impl Fs {
             stream.send(piece).await?;
         }
         match joined(packing).await? {
-            Ok(()) => stream.finish().await.map(drop),
+            Ok(report) => {
+                stream.finish().await?;
+                Ok(report.into())
+            }
             Err(error) => Err(host_fault(from, error)),
         }
     }

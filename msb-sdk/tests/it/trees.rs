@@ -28,7 +28,14 @@ pub(crate) async fn a_tree_goes_in_and_comes_out() -> anyhow::Result<()> {
     fs::File::create(source.join("sparse"))?.set_len(8 << 30)?;
     fs::write(source.join("big"), vec![5; 3_000_000])?;
 
-    sandbox.fs().copy_in(&source, "/opt").await?;
+    let _socket = std::os::unix::net::UnixListener::bind(source.join("socket"))?;
+
+    let report = sandbox.fs().copy_in(&source, "/opt").await?;
+    assert_eq!(
+        (report.entries, report.skipped, report.bytes),
+        (8, 1, 3_000_020)
+    );
+    assert_eq!(report.skipped_entries[0].path, Path::new("source/socket"));
     let script = "/opt/link && stat -c '%a %u %h' /opt/other && stat -c '%s' /opt/sparse \
                   && ls /opt && wc -c < /opt/big";
     let seen = sandbox.shell(script).await?;
