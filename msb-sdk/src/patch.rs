@@ -12,6 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::Error;
 use crate::fs::{CopyOptions, Fs, WriteOptions};
 
+/// What is msb's own in the guest.
+const FOLDER: &str = "/.msb";
+
+/// Is there when everything was done: a start may end in the middle.
+const DONE: &str = "/.msb/patched";
+
 /// Where scripts are, in the guest.
 pub(crate) const SCRIPTS: &str = "/.msb/scripts";
 
@@ -163,6 +169,11 @@ impl Patch {
         if self.mode.is_some_and(|mode| mode > 0o7777) {
             return Err("its mode is above 7777");
         }
+        if let Action::File(source) | Action::Dir(source) = &self.action
+            && !source.is_absolute()
+        {
+            return Err("its source must be an absolute path");
+        }
         let fixed = matches!(self.action, Action::Symlink(_) | Action::Remove);
         if fixed && self.mode.is_some() {
             return Err("it has no mode");
@@ -270,12 +281,16 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Makes all changes, in order, and puts scripts in their place.
+/// Makes all changes, in order, and puts scripts in their place, unless that was done at an
+/// earlier start of the same root.
 pub(crate) async fn apply(
     fs: &Fs,
     patches: &[Patch],
     scripts: &[(String, String)],
 ) -> Result<(), Error> {
+    if fs.lexists(DONE).await? {
+        return Ok(());
+    }
     for patch in patches {
         patch.apply(fs).await?;
     }
@@ -289,7 +304,8 @@ pub(crate) async fn apply(
         writer.write(text).await?;
         writer.finish().await?;
     }
-    Ok(())
+    fs.mkdir_all(FOLDER).await?;
+    fs.write(DONE, "").await
 }
 
 #[cfg(test)]
@@ -316,6 +332,12 @@ mod tests {
         assert!(!json.contains("\"relative\""), "it is absolute: {json}");
         let back: Vec<Patch> = serde_json::from_str(&json).expect("decode");
         assert_eq!(back, patches);
+        let relative = r#"[{"path":"/a","action":{"dir":"here"}}]"#;
+        let relative: Vec<Patch> = serde_json::from_str(relative).expect("decode");
+        assert!(
+            check(&relative, &[]).is_err(),
+            "the supervisor is elsewhere"
+        );
         let unknown = r#"{"path":"/a","action":"mkdir","mod":1}"#;
         assert!(serde_json::from_str::<Patch>(unknown).is_err());
     }

@@ -78,7 +78,8 @@ fn make() -> Result<Devices, SetupFailure> {
         fs::create_dir(path).map_err(|error| step(&format!("make {path}"), &error))?;
     }
     mount_kernel_file_systems()?;
-    attach("tmpfs", UPPER, "tmpfs", MountFlags::empty(), "mode=0755")?;
+    let options = format!("mode=0755,nr_inodes={}", upper_files());
+    attach("tmpfs", UPPER, "tmpfs", MountFlags::empty(), &options)?;
     for name in ["upper", "work"] {
         let path = format!("{UPPER}/{name}");
         fs::create_dir(path).map_err(|error| step("prepare the upper of the root", &error))?;
@@ -122,6 +123,15 @@ fn mount_kernel_file_systems() -> Result<(), SetupFailure> {
         symlink(target, link).map_err(|error| step(&format!("make {link}"), &error))?;
     }
     Ok(())
+}
+
+/// How many files an upper in memory can have: the kernel's own bound, one for every other
+/// page, is less than what a package manager or a test of a hundred thousand files makes in
+/// an ordinary guest. Each takes up to two KiB with what the overlay keeps of it.
+fn upper_files() -> u64 {
+    let info = rustix::system::sysinfo();
+    let memory = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
+    memory / 2048
 }
 
 fn set_limits() -> io::Result<()> {

@@ -206,6 +206,29 @@ fn a_file_that_has_another_name_elsewhere_is_not_written_to() {
 }
 
 #[test]
+fn a_folder_that_is_there_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("t")).unwrap();
+    fs::set_permissions(dir.path().join("t"), fs::Permissions::from_mode(0o711)).unwrap();
+    fs::write(dir.path().join("t/kept"), "kept").unwrap();
+    let tree = records(&[
+        enter("t"),
+        enter("new"),
+        TreeRecord::Leave,
+        TreeRecord::Leave,
+    ]);
+    for name in ["t", "."] {
+        unpack(dir.path(), name, &tree, options()).unwrap();
+    }
+    let mode = |path: &str| fs::metadata(dir.path().join(path)).unwrap().mode() & 0o777;
+    assert_eq!(
+        (mode("t"), mode("t/new"), mode("new")),
+        (0o711, 0o755, 0o755)
+    );
+    assert_eq!(fs::read(dir.path().join("t/kept")).unwrap(), b"kept");
+}
+
+#[test]
 fn what_cannot_be_copied_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("a");

@@ -42,7 +42,8 @@ pub struct Unpacker {
 #[derive(Debug)]
 struct Level {
     folder: OwnedFd,
-    metadata: Metadata,
+    /// What it is to have when it is complete; nothing when it was there before.
+    metadata: Option<Metadata>,
 }
 
 #[derive(Debug)]
@@ -112,8 +113,9 @@ impl Unpacker {
             TreeRecord::Enter { name, metadata } => {
                 let name = self.called(&name.0);
                 let made = self.enter(&name);
-                let folder = made.map_err(|errno| self.place.fails(&name, errno))?;
+                let (folder, new) = made.map_err(|errno| self.place.fails(&name, errno))?;
                 self.place.enter(&name);
+                let metadata = new.then_some(metadata);
                 self.levels.push(Level { folder, metadata });
             }
             TreeRecord::File { name, metadata, id } => {
@@ -169,15 +171,18 @@ impl Unpacker {
         }
     }
 
-    /// Makes a folder, or takes one that is there, but none that a symlink leads to.
-    fn enter(&self, name: &[u8]) -> Result<OwnedFd, Errno> {
+    /// Makes a folder, or takes one that is there, but none that a symlink leads to. Tells
+    /// whether it is new.
+    fn enter(&self, name: &[u8]) -> Result<(OwnedFd, bool), Errno> {
         let name = c_string(name);
-        match rustix::fs::mkdirat(self.folder(), &name, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let new = match rustix::fs::mkdirat(self.folder(), &name, Mode::RWXU) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(errno),
-        }
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(self.folder(), &name, flags, Mode::empty())
+        let folder = rustix::fs::openat(self.folder(), &name, flags, Mode::empty())?;
+        Ok((folder, new))
     }
 
     /// Completes a folder. Its permissions come last: they may not allow to fill it.
@@ -186,7 +191,10 @@ impl Unpacker {
         let Some(level) = self.levels.pop() else {
             return Ok(());
         };
-        let done = self.complete(&level.folder, &level.metadata);
+        let Some(metadata) = &level.metadata else {
+            return Ok(());
+        };
+        let done = self.complete(&level.folder, metadata);
         done.map_err(|errno| self.place.fails(b"", errno))
     }
 

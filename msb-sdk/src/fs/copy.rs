@@ -115,8 +115,8 @@ impl Fs {
     /// it is called `to`. The folder above must be there.
     ///
     /// Devices, sockets and named pipes are left out and reported. Permissions, times, symlinks, hard links and holes are kept; owners are not: it
-    /// belongs to root, or to the user of [`Fs::as_user`]. A folder that is there keeps what
-    /// the copy does not have; a file is replaced.
+    /// belongs to root, or to the user of [`Fs::as_user`]. A folder that is there stays
+    /// and keeps what the copy does not have; a file is replaced.
     ///
     /// # Errors
     /// [`Error::File`] for the guest's side, [`Error::HostFile`] for the host's.

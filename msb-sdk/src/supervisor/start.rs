@@ -82,14 +82,11 @@ pub(super) fn start(
     let greeted = setup::hello(&mut agent).map_err(|error| guest(&error, &mut vm))?;
     let agent_time = begin.elapsed();
     let _: msb_guest_agent::message::AgentHello = greeted;
-    let configured: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
+    let _: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
         .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
     let configured_time = begin.elapsed() - agent_time;
-    // A disk that was used before has them.
-    if !configured.resumed {
-        patch::apply(&agent, &launch.spec)?;
-    }
+    patch::apply(&agent, &launch.spec)?;
 
     let ports = wire.publish_all(&launch.spec.ports)?;
     let ready = Ready {

@@ -100,12 +100,7 @@ pub(crate) async fn a_gigabyte_streams_both_ways() -> anyhow::Result<()> {
 }
 
 pub(crate) async fn a_hundred_thousand_entries() -> anyhow::Result<()> {
-    // A file system in memory has a file for every other page.
-    let sandbox = lab::builder(lab::BUSYBOX)
-        .await?
-        .memory_mib(1024)
-        .create()
-        .await?;
+    let sandbox = lab::sandbox().await?;
     let fs = sandbox.fs();
     // Made by copying in: a shell would take minutes for it here.
     let host = tempfile::tempdir()?;

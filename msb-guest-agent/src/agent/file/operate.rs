@@ -372,10 +372,9 @@ impl Worker {
     }
 
     fn unpack(&self, path: &ByteString, owner: Option<(u32, u32)>) -> Outcome {
-        let place = self.places.parent(path).at(path)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let folder = rustix::fs::fstat(&place.folder).at(path)?;
-        self.port.opened(tree::metadata(&folder));
+        let (folder, name) = self.tree_at(path)?;
+        let stat = rustix::fs::fstat(&folder).at(path)?;
+        self.port.opened(tree::metadata(&stat));
         let options = UnpackOptions {
             permissions: 0o7777,
             owner,
@@ -383,8 +382,7 @@ impl Worker {
             max_bytes: u64::MAX,
             max_entries: u64::MAX,
         };
-        let folder = rustix::fs::openat(&place.folder, ".", flags, Mode::empty()).at(path)?;
-        let mut unpacker = Unpacker::new(folder, place.name.to_bytes(), options);
+        let mut unpacker = Unpacker::new(folder, name.to_bytes(), options);
         while let Some(data) = self.port.receive()? {
             let fed = unpacker.feed(&data);
             fed.map_err(|error| inside(path, error))?;
