@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use msb_guest_agent::message::ExecError;
 
@@ -162,7 +162,7 @@ pub enum Error {
         after: std::time::Duration,
     },
     /// An operation on the guest's files failed.
-    #[error("cannot {operation} {} in the sandbox: {fault}", path.display())]
+    #[error("cannot {operation} {} in the sandbox: {fault}", shown(path))]
     File {
         /// What was to be done, such as `read`.
         operation: &'static str,
@@ -172,7 +172,7 @@ pub enum Error {
         fault: FileFault,
     },
     /// A file of this host could not be copied from or to.
-    #[error("cannot copy {}: {fault}", path.display())]
+    #[error("cannot copy {}: {fault}", shown(path))]
     HostFile {
         /// The file.
         path: PathBuf,
@@ -276,10 +276,43 @@ fn home_hint(source: &io::Error) -> Option<String> {
     Some(text.to_owned())
 }
 
+/// A path as one line of text. The guest chooses names, and may put into them what a terminal
+/// obeys.
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.chars().any(char::is_control) {
+        text.escape_debug().to_string()
+    } else {
+        text.into_owned()
+    }
+}
+
 fn list(paths: &[PathBuf]) -> String {
     let shown: Vec<_> = paths
         .iter()
         .map(|path| path.display().to_string())
         .collect();
     shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_a_guest_chose_do_not_reach_the_terminal_as_they_are() {
+        let error = Error::File {
+            operation: "read",
+            path: "/tmp/\u{1b}[2J\nmsb: all is well".into(),
+            fault: FileFault::NotFound,
+        };
+        let text = error.to_string();
+        assert!(!text.contains(char::is_control), "{text:?}");
+        assert!(text.contains(r"/tmp/\u{1b}[2J\nmsb"), "{text}");
+        let plain = Error::HostFile {
+            path: "/tmp/ä b".into(),
+            fault: FileFault::NotFound,
+        };
+        assert!(plain.to_string().starts_with("cannot copy /tmp/ä b: "));
+    }
 }

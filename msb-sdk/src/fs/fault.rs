@@ -95,19 +95,36 @@ impl From<message::FileFault> for FileFault {
         match fault {
             Wire::System(errno) => errno.into(),
             Wire::NotAFile(kind) => Self::NotAFile(kind),
-            Wire::BadPath(reason) => Self::InvalidPath(reason),
-            Wire::BadUser(reason) => Self::BadUser(reason),
+            Wire::BadPath(reason) => Self::InvalidPath(told(&reason)),
+            Wire::BadUser(reason) => Self::BadUser(told(&reason)),
             Wire::TooDeep(max) => Self::TooDeep(max),
-            Wire::TooMuch(what) => Self::TooMuch(what),
-            Wire::BadTree(reason) => Self::Malformed(reason),
-            other => Self::Malformed(other.to_string()),
+            Wire::TooMuch(what) => Self::TooMuch(told(&what)),
+            Wire::BadTree(reason) => Self::Malformed(told(&reason)),
+            other => Self::Malformed(told(&other.to_string())),
         }
     }
+}
+
+/// The kernel's largest error number.
+const MAX_ERRNO: i32 = 4095;
+
+/// The most that is taken of a guest's words, in characters.
+const MAX_WORDS: usize = 300;
+
+/// A guest's words: one line, of a bounded length.
+fn told(words: &str) -> String {
+    let line = words.chars().take(MAX_WORDS);
+    line.map(|char| if char.is_control() { ' ' } else { char })
+        .collect()
 }
 
 impl From<Errno> for FileFault {
     fn from(errno: Errno) -> Self {
         use rustix::io::Errno as Os;
+        // The guest may send any number, and the type takes only those of errors.
+        if !(1..=MAX_ERRNO).contains(&errno.0) {
+            return Self::Os(errno.0);
+        }
         match Os::from_raw_os_error(errno.0) {
             Os::NOENT => Self::NotFound,
             Os::EXIST => Self::AlreadyExists,
@@ -130,6 +147,40 @@ impl From<&std::io::Error> for FileFault {
         match error.raw_os_error() {
             Some(errno) => Errno(errno).into(),
             None => Self::Malformed(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_words_are_one_short_line() {
+        let words = "\u{1b}]0;x\u{7}\n".repeat(1000);
+        let fault = FileFault::from(message::FileFault::BadPath(words));
+        let text = fault.to_string();
+        assert!(
+            !text.contains(char::is_control) && text.len() < 400,
+            "{text:?}"
+        );
+    }
+
+    #[test]
+    fn errors_of_the_kernel_have_their_names() {
+        let of = |errno: rustix::io::Errno| FileFault::from(Errno(errno.raw_os_error()));
+        use rustix::io::Errno as Os;
+        assert_eq!(of(Os::NOSPC), FileFault::NoSpace);
+        assert_eq!(of(Os::DQUOT), FileFault::NoSpace);
+        assert_eq!(of(Os::ROFS), FileFault::ReadOnly);
+        assert_eq!(of(Os::PERM), FileFault::PermissionDenied);
+        assert_eq!(of(Os::IO), FileFault::Os(5));
+        // What is no errno at all stays a number.
+        assert_eq!(FileFault::from(Errno(-1)), FileFault::Os(-1));
+        for number in [i32::MIN, 0, 4096, i32::MAX] {
+            let fault = FileFault::from(Errno(number));
+            assert_eq!(fault, FileFault::Os(number));
+            assert!(!fault.to_string().is_empty());
         }
     }
 }
