@@ -9,6 +9,7 @@ mod blocking;
 mod embedding;
 mod exec;
 mod files;
+mod guide;
 mod lab;
 mod patches;
 mod program;
@@ -40,6 +41,7 @@ tests! {
     exec: programs_have_input_limits_and_time, a_shell_is_the_images;
     files: content_goes_up_and_down, a_gigabyte_streams_both_ways, a_hundred_thousand_entries,
         operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
+    guide: the_guide_to_files_holds;
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
     program: the_program_that_people_write;
     trees: a_tree_goes_in_and_comes_out, a_hostile_tree_stays_in_its_place,
