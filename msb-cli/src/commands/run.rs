@@ -100,6 +100,9 @@ fn builder(args: &RunArgs) -> Result<SandboxBuilder, Failure> {
     for server in &args.network.dns {
         builder = builder.resolver(*server);
     }
+    if let Some(file) = &args.network.pcap {
+        builder = builder.capture(file);
+    }
     for ports in &args.network.publish {
         builder = builder.publish(ports);
     }
