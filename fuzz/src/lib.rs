@@ -22,6 +22,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("reassembly", msb_net::fuzzing::reassembly),
     ("scrubber", msb_net::fuzzing::scrubber),
     ("content_coding", msb_net::fuzzing::content_coding),
+    ("http_relay", msb_net::fuzzing::http_relay),
     ("request_path", msb_net::fuzzing::request_path),
     ("dns_query", msb_net::fuzzing::dns_query),
     ("dns_response", msb_net::fuzzing::dns_response),

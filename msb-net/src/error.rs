@@ -61,6 +61,12 @@ pub enum Error {
         /// Why it cannot.
         reason: PortRefusal,
     },
+    /// A sandbox has more secrets than [`MAX_SECRETS`](crate::secret::MAX_SECRETS).
+    #[error("a sandbox has at most {max} secrets")]
+    TooManySecrets {
+        /// The limit.
+        max: usize,
+    },
     /// The host's system refuses something that the driver needs.
     #[error("cannot {doing}: {reason}")]
     System {

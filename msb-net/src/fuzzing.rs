@@ -10,7 +10,7 @@ use smoltcp::wire::{EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use hickory_proto::op::Message;
 
-pub use self::request::{content_coding, request_path, scrubber};
+pub use self::request::{content_coding, http_relay, request_path, scrubber};
 use crate::claim::{Claimed, examine};
 use crate::gateway::fragment::Fragments;
 use crate::gateway::{Action, Config, Gateway};
@@ -104,7 +104,7 @@ fn answer(gateway: &mut Gateway, now: Duration, action: &Action) {
             payload,
             ..
         } => gateway.echo_reply(now, *flow, *sequence, payload),
-        Action::Close { .. } | Action::Forget(_) => {}
+        Action::Intercept(_) | Action::Close { .. } | Action::Forget(_) => {}
     }
 }
 

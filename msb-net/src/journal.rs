@@ -8,6 +8,10 @@
 //! | `allow`, `deny` | `flow` (if it may open), `direction` (`in`, `out`), `proto` (`tcp`, `udp`, `icmp`), `address`, `port` (not for icmp), `name` (that the resolver gave the address), `claim` (the name the client gave), `inspect` (true: decided again once the client spoke), `rule` (from 1, if a rule decided), `by` (in words), `refusal` (why it is denied although the policy allows it) |
 //! | `query` | `name`, `type`, `server` (whom the guest meant to ask), `code`, `from` (`upstream`, `cache`, `gateway`) and `addresses` (how many) if it was answered, `filtered` (records taken out), `refusal` (why it was not answered), `rule`, `by` (if the policy was asked), `duration` (seconds) |
 //! | `closed` | `flow`, `ended`, `sent`, `received` (payload bytes, seen from the guest), `duration` (seconds) |
+//! | `request-deny`, `request-refuse` | `method`, `path`, `by` or `reason` (in words), `flow`, `host` |
+//! | `secret` | `secret` (its name: a request got the value), `method`, `path`, `flow`, `host` |
+//! | `untrusted`, `pinned` | `reason`, `flow`, `host`: the server, or the client, did not accept a certificate |
+//! | `no-value` | `secret`, `flow`, `host`: its source has none |
 //! | `dropped` | `reason`, `count` (frames) |
 //! | `lost` | `count` (events nobody took in time) |
 //!
@@ -28,6 +32,7 @@ use std::time::SystemTime;
 
 use crate::dns::Outcome;
 use crate::gateway::Event;
+use crate::http::session::Note;
 use crate::policy::{Action, Decider, Direction, Policy, Transport};
 
 /// An event and when it came.
@@ -118,6 +123,13 @@ fn describe(line: &mut Object, event: &Event, policy: &Policy) {
             line.number("received", *received);
             line.seconds("duration", *duration);
         }
+        Event::Request { flow, host, note } => {
+            request(line, note);
+            line.number("flow", flow.number());
+            if let Some(host) = host {
+                line.text("host", host);
+            }
+        }
         Event::Dropped { reason, count } => {
             line.text("event", "dropped");
             line.text("reason", reason);
@@ -153,6 +165,38 @@ fn query_outcome(line: &mut Object, outcome: &Outcome) {
             }
         }
         Outcome::Unanswered(why) => line.text("refusal", why),
+    }
+}
+
+fn request(line: &mut Object, note: &Note) {
+    let mut told = |event: &str, parts: &[(&str, &String)]| {
+        line.text("event", event);
+        for (key, text) in parts {
+            line.text(key, text);
+        }
+    };
+    match note {
+        Note::Denied { method, path, by } => {
+            told(
+                "request-deny",
+                &[("method", method), ("path", path), ("by", by)],
+            );
+        }
+        Note::Refused { method, path, why } => {
+            let parts = [("method", method), ("path", path), ("reason", why)];
+            told("request-refuse", &parts);
+        }
+        Note::SecretUsed {
+            secret,
+            method,
+            path,
+        } => {
+            let parts = [("secret", secret), ("method", method), ("path", path)];
+            told("secret", &parts);
+        }
+        Note::Untrusted { why } => told("untrusted", &[("reason", why)]),
+        Note::Pinned { why } => told("pinned", &[("reason", why)]),
+        Note::NoValue { secret } => told("no-value", &[("secret", secret)]),
     }
 }
 

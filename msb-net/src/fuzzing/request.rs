@@ -1,6 +1,13 @@
 //! Properties of what reads requests and hides secrets.
 
+use std::sync::Arc;
+
+use crate::http::body::{BodyReader, Step};
+use crate::http::head::read_request;
 use crate::http::path::{PathPattern, readings};
+use crate::http::relay::Relay;
+use crate::http::session::{Context, Session};
+use crate::policy::{Flow, Policy};
 use crate::secret::coding::{Coding, Decoders};
 use crate::secret::{MIN_VALUE, Placeholder, Scrubber, SecretValue};
 
@@ -73,5 +80,53 @@ pub fn request_path(data: &[u8]) {
         assert!(!pattern.matches_all(path) || pattern.matches_any(path));
         let again = pattern.to_string().parse::<PathPattern>();
         assert_eq!(again.as_ref(), Ok(&pattern));
+    }
+}
+
+/// What a guest sends, and behind the first 0xff what a server does: the relay never
+/// panics, keeps its bounds, and whatever it sends on is whole requests to its host.
+pub fn http_relay(data: &[u8]) {
+    let split = data.iter().position(|byte| *byte == 0xff);
+    let (guest, server) = data.split_at(split.unwrap_or(data.len()));
+    let server = server.get(1..).unwrap_or(&[]);
+    for size in [1, 5, usize::MAX] {
+        let context = Context {
+            host: "a.example".parse().expect("a name"),
+            bound: Vec::new(),
+            flow: Flow::tcp([1, 1, 1, 1].into(), 80),
+            secure: false,
+            policy: Arc::new(Policy::allow_all()),
+        };
+        let mut relay = Relay::new(Session::new(context, Arc::new([])));
+        for piece in guest.chunks(size) {
+            relay.from_guest(piece);
+        }
+        only_requests(&relay.to_server);
+        for piece in server.chunks(size) {
+            relay.from_server(piece);
+        }
+        relay.guest_ended();
+        relay.server_ended();
+        assert!(relay.end().is_some());
+        only_requests(&relay.to_server);
+    }
+}
+
+/// Reads what a server was sent as a server would.
+fn only_requests(mut sent: &[u8]) {
+    while let Some(head) = read_request(sent).expect("a request is sent on as one") {
+        assert_eq!(head.request.authority.split(':').next(), Some("a.example"));
+        sent = &sent[head.length..];
+        let mut body = BodyReader::new(head.framing);
+        loop {
+            match body.step(sent).expect("and so is its body") {
+                Step::More => return,
+                Step::Skip(length) | Step::Data(length) => sent = &sent[length..],
+                Step::End(length, _) => {
+                    sent = &sent[length..];
+                    break;
+                }
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::FlowId;
 use crate::Name;
 use crate::dns::{Outcome, RecordKind};
+use crate::http::session::Note;
 use crate::policy::{Flow, Verdict};
 
 /// Events that may wait for the driver, a few hundred kilobytes. A guest makes
@@ -51,6 +52,15 @@ pub enum Event {
         /// How long it took.
         duration: Duration,
     },
+    /// What came of a request, or of a flow that was taken apart to read requests.
+    Request {
+        /// The flow.
+        flow: FlowId,
+        /// The host, where one is known.
+        host: Option<Name>,
+        /// What is worth telling.
+        note: Note,
+    },
     /// A flow that had been allowed is over.
     Closed {
         /// The flow.
@@ -80,6 +90,9 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
+    /// A rule is about its requests, and they cannot be read: it is no HTTP, or
+    /// nobody is there who reads them.
+    Unread,
     /// It goes to a loopback or unspecified address, or one around such: no host
     /// sends that out, and dialled it would be the host of the gateway.
     Loopback,
@@ -160,6 +173,7 @@ macro_rules! words {
 
 words!(Refusal {
     Loopback => "loopback",
+    Unread => "unread",
     Echo => "ping-not-permitted",
     TooManyFlows => "too-many-flows",
     RateLimit => "rate-limit",

@@ -5,15 +5,18 @@
 use smoltcp::socket::tcp::State;
 
 use super::event::Event;
-use super::{FlowId, Gateway, policy};
+use super::event::Refusal;
+use super::{Action, Config, FlowId, Gateway, policy};
 use crate::Name;
 use crate::claim::{self, Claimed};
-use crate::policy::{Claim, Names};
+use crate::policy::{Claim, Decider, Names, Pattern, Reads};
 
 /// What a flow was judged by when it opened, and will be again.
 pub(super) struct Unjudged {
     pub(super) facts: policy::Flow,
     pub(super) bound: Vec<Name>,
+    /// The policy wants it, and not only whoever takes flows apart.
+    pub(super) inspect: bool,
 }
 
 impl Gateway {
@@ -46,27 +49,141 @@ impl Gateway {
             Claimed::Foreign if !facts.transport.must_claim() => Claim::None,
             _ => Claim::Absent,
         };
-        let bound = &unjudged.bound;
-        let verdict = self.config.policy.decide(&facts, &Names { bound, claim });
+        let kind = match socket.peek(1) {
+            Ok([TLS_HANDSHAKE]) => Kind::Tls,
+            _ if claimed == Claimed::Foreign => Kind::Other,
+            _ => Kind::Http,
+        };
+        let Unjudged { bound, inspect, .. } = &**unjudged;
+        let (names, inspect) = (Names { bound, claim }, *inspect);
+        let verdict = self.config.policy.decide(&facts, &names);
+        let way = match verdict.action {
+            policy::Action::Allow => way(&self.config, &facts, &names, &verdict, kind),
+            policy::Action::Deny => Way::Pass,
+        };
         let name = bound.iter().rfind(|bound| claim == Claim::Name(bound));
         let name = name.or(bound.last()).cloned();
+        let bound = bound.clone();
         told.unjudged = None;
-        told.denied = verdict.action == policy::Action::Deny;
+        told.denied = verdict.action == policy::Action::Deny || way == Way::Refuse;
         if told.denied {
             socket.abort();
         }
         let denied = told.denied;
-        self.events.push(Event::Decided {
-            flow: (!denied).then_some(id),
-            facts,
-            name,
-            claim: match claimed {
-                Claimed::Name(name) => Some(name),
-                _ => None,
-            },
-            verdict,
-            refusal: None,
-        });
+        let claim = match claimed {
+            Claimed::Name(name) => Some(name),
+            _ => None,
+        };
+        if way == Way::Intercept {
+            self.actions
+                .push_back(Action::Intercept(Box::new(Intercepted {
+                    flow: id,
+                    facts,
+                    host: claim.clone(),
+                    bound,
+                    secure: kind == Kind::Tls,
+                })));
+        }
+        if inspect || denied {
+            self.events.push(Event::Decided {
+                flow: (!denied).then_some(id),
+                facts,
+                name,
+                claim,
+                verdict,
+                refusal: (way == Way::Refuse).then_some(Refusal::Unread),
+            });
+        }
         self.tcp.mark_ready(id);
+    }
+
+    /// Tells whether a flow's first bytes say if it has to be taken apart.
+    pub(super) fn may_intercept(&self) -> bool {
+        let wanted = |own: &Intercept| own.all || !own.hosts.is_empty();
+        self.config.policy.has_request_rules() || self.config.intercept.as_ref().is_some_and(wanted)
+    }
+}
+
+/// Which flows the driver is to take apart, beside those whose requests some rule is
+/// about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Intercept {
+    /// Those to these hosts.
+    pub hosts: Vec<Pattern>,
+    /// All that are TLS or HTTP.
+    pub all: bool,
+    /// None to these hosts, unless a rule is about their requests.
+    pub passthrough: Vec<Pattern>,
+}
+
+/// A flow to be taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intercepted {
+    /// The flow.
+    pub flow: FlowId,
+    /// What it was judged by.
+    pub facts: policy::Flow,
+    /// The host that the client claims, if it does.
+    pub host: Option<Name>,
+    /// Names that the resolver bound to its address.
+    pub bound: Vec<Name>,
+    /// Whether it begins with TLS; otherwise with HTTP.
+    pub secure: bool,
+}
+
+/// What a flow begins with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tls,
+    Http,
+    Other,
+}
+
+/// What happens to a flow that may pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Pass,
+    Intercept,
+    Refuse,
+}
+
+/// The first byte of TLS (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+fn way(
+    config: &Config,
+    facts: &policy::Flow,
+    names: &Names<'_>,
+    verdict: &policy::Verdict,
+    kind: Kind,
+) -> Way {
+    let policy = &config.policy;
+    let by_request = |index: usize| policy.rules()[index].protocol == policy::Protocol::Http;
+    let only_requests = matches!(verdict.by, Decider::Rule(index) if by_request(index));
+    let reads = policy.reads_requests(facts, names);
+    let must = match (reads, kind) {
+        (Reads::Always, _) => true,
+        (Reads::IfHttp, Kind::Tls | Kind::Http) => true,
+        // A later request of the connection may be to a host that has rules.
+        (_, Kind::Http) => policy.has_request_rules() && matches!(names.claim, Claim::Name(_)),
+        _ => only_requests,
+    };
+    let claim = match names.claim {
+        Claim::Name(name) => Some(name),
+        _ => None,
+    };
+    let has = |patterns: &[Pattern]| {
+        let fits = |name: &Name| patterns.iter().any(|pattern| pattern.matches(name));
+        claim.is_some_and(fits) || names.bound.iter().any(fits)
+    };
+    let wanted = |own: &Intercept| {
+        let passes = claim.is_some_and(|n| own.passthrough.iter().any(|p| p.matches(n)));
+        kind != Kind::Other && !passes && (own.all || has(&own.hosts))
+    };
+    match &config.intercept {
+        _ if must && kind == Kind::Other => Way::Refuse,
+        None if must => Way::Refuse,
+        Some(own) if must || wanted(own) => Way::Intercept,
+        _ => Way::Pass,
     }
 }

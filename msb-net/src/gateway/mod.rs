@@ -68,6 +68,7 @@ pub use self::event::{DropReason, Ended, Event, Refusal};
 use self::fragment::Fragments;
 pub(crate) use self::ids::FlowMap;
 pub use self::inbound::PublishedId;
+pub use self::inspect::{Intercept, Intercepted};
 #[cfg(feature = "shell")]
 pub(crate) use self::offload::LENGTH as OFFLOAD_HEADER;
 use self::outbox::Outbox;
@@ -114,6 +115,9 @@ pub struct Config {
     /// which they are tried; of more than [`MAX_RESOLVERS`] the first ones. They
     /// are dialled whatever the policy says. Without any, names cannot be resolved.
     pub resolvers: Vec<SocketAddr>,
+    /// Whose flows the driver takes apart. Without it, flows whose requests a rule
+    /// would have to judge are refused.
+    pub intercept: Option<Intercept>,
     /// The largest IP packet on the link, from 1,280 to 65,520.
     pub mtu: u16,
     /// Each frame has a header in front, both ways, as Linux TAP devices have it
@@ -140,6 +144,7 @@ impl Config {
             guest_v6: Ipv6Addr::new(0xfd6d, 0x7362, 0, 0, 0, 0, 0, 2),
             host_addresses: Vec::new(),
             resolvers: Vec::new(),
+            intercept: None,
             mtu: 65_520,
             offload: false,
             limits: Limits::default(),
@@ -224,6 +229,9 @@ pub enum Action {
         /// To here: the address that was judged.
         to: SocketAddr,
     },
+    /// The flow's requests must be read: put what does that between the flow and its
+    /// connection. Comes before any byte of the guest is given out.
+    Intercept(Box<Intercepted>),
     /// The guest sent bytes: call [`Gateway::read`] until it has none left. The
     /// action comes again when there are bytes after there were none.
     Readable(FlowId),

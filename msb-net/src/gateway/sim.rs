@@ -130,6 +130,7 @@ pub(super) struct Sim {
     pub(super) upstreams: HashMap<FlowId, Upstream>,
     pub(super) datagrams: Vec<(FlowId, SocketAddr, Vec<u8>)>,
     /// Echo requests for the driver.
+    pub(super) intercepted: Vec<crate::gateway::Intercepted>,
     pub(super) echoes: Vec<Action>,
     pub(super) events: Vec<Event>,
     /// Frames to the guest that its stack also got.
@@ -167,6 +168,7 @@ impl Sim {
             faults: Faults::default(),
             upstreams: HashMap::new(),
             datagrams: Vec::new(),
+            intercepted: Vec::new(),
             echoes: Vec::new(),
             events: Vec::new(),
             seen: Vec::new(),
@@ -373,6 +375,7 @@ impl Sim {
                 flow, to, payload, ..
             } => self.datagrams.push((flow, to, payload)),
             action @ Action::Echo { .. } => self.echoes.push(action),
+            Action::Intercept(own) => self.intercepted.push(*own),
             Action::Forget(_) => {}
         }
     }

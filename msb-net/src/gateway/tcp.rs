@@ -389,9 +389,14 @@ impl Gateway {
             let Some(verdict) = self.judge(now, id, facts) else {
                 return self.outbox.reset(packet, segment);
             };
-            unjudged = verdict.inspect.then(|| {
+            let inspect = verdict.inspect;
+            unjudged = (inspect || self.may_intercept()).then(|| {
                 let bound = self.dns.names(now, facts.address).to_vec();
-                Box::new(Unjudged { facts, bound })
+                Box::new(Unjudged {
+                    facts,
+                    bound,
+                    inspect,
+                })
             });
         }
         let syn = packet.bytes.into();

@@ -3,6 +3,7 @@ mod echo;
 mod ending;
 mod fuzzed;
 mod inbound;
+mod intercept;
 mod offload;
 mod pieces;
 mod throttle;

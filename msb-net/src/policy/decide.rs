@@ -11,6 +11,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::explain::Mismatch;
+use super::request::{Asked, Reads};
 use super::rule::Peer;
 use super::{Action, Direction, Policy, Preset, Protocol, Rule, Target};
 use crate::Name;
@@ -203,7 +204,9 @@ impl Policy {
             }
             (Direction::Out, Transport::Udp(QUIC_PORT), _) => {
                 let verdict = self.decide_pending(flow, names.bound, false);
-                if verdict.inspect {
+                // Requests of HTTP/3 cannot be read.
+                let unread = self.reads_requests(flow, names) != Reads::Never;
+                if verdict.inspect || unread && verdict.action == Action::Allow {
                     Verdict::new(Action::Deny, Decider::Quic)
                 } else {
                     verdict
@@ -215,8 +218,9 @@ impl Policy {
                     bound: names.bound,
                     claim: Claim::None,
                 },
+                None,
             ),
-            _ => self.settle(flow, names),
+            _ => self.settle(flow, names, None),
         }
     }
 
@@ -317,7 +321,7 @@ impl Policy {
     /// Judges a flow whose claim is still to come, by judging every claim that
     /// could come. `silent` says whether a client may well make none.
     fn decide_pending(&self, flow: &Flow, bound: &[Name], silent: bool) -> Verdict {
-        let with = |claim| self.settle(flow, &Names { bound, claim });
+        let with = |claim| self.settle(flow, &Names { bound, claim }, None);
         let absent = with(Claim::Absent);
         let mut outcomes = vec![];
         outcomes.extend(bound.iter().map(|name| with(Claim::Name(name))));
@@ -347,12 +351,17 @@ impl Policy {
         !self.blocked.is_empty()
             || self.rules[..before].iter().any(|rule| {
                 rule.action == Action::Deny
-                    && rule.mismatch(flow, &evidence) == Some(Mismatch::Name)
+                    && rule.mismatch(flow, &evidence, None) == Some(Mismatch::Name)
             })
     }
 
-    /// Judges a flow of which all is known.
-    pub(super) fn settle(&self, flow: &Flow, names: &Names<'_>) -> Verdict {
+    /// Judges a flow of which all is known, or a request over it.
+    pub(super) fn settle(
+        &self,
+        flow: &Flow,
+        names: &Names<'_>,
+        asked: Option<&Asked<'_>>,
+    ) -> Verdict {
         let evidence = Evidence::new(names);
         if flow.direction == Direction::Out {
             let mut denied = evidence.names(Action::Deny);
@@ -360,7 +369,7 @@ impl Policy {
                 return Verdict::new(Action::Deny, Decider::Blocked(suffix.clone()));
             }
         }
-        let matching = |rule: &Rule| rule.mismatch(flow, &evidence).is_none();
+        let matching = |rule: &Rule| rule.mismatch(flow, &evidence, asked).is_none();
         match self.rules.iter().position(matching) {
             Some(index) => Verdict::new(self.rules[index].action, Decider::Rule(index)),
             None if flow.direction == Direction::In => {
@@ -384,13 +393,18 @@ impl Policy {
 }
 
 impl Rule {
-    /// Finds the first part of the rule that does not fit a flow.
-    pub(super) fn mismatch(&self, flow: &Flow, evidence: &Evidence<'_>) -> Option<Mismatch> {
+    /// Finds the first part of the rule that does not fit a flow, or a request over it.
+    pub(super) fn mismatch(
+        &self,
+        flow: &Flow,
+        evidence: &Evidence<'_>,
+        asked: Option<&Asked<'_>>,
+    ) -> Option<Mismatch> {
         if self.direction != flow.direction {
             return Some(Mismatch::Direction);
         }
         let port = match (self.protocol, flow.transport) {
-            (Protocol::Tcp | Protocol::Any, Transport::Tcp(port))
+            (Protocol::Tcp | Protocol::Any | Protocol::Http, Transport::Tcp(port))
             | (Protocol::Udp | Protocol::Any, Transport::Udp(port)) => Some(port),
             (Protocol::Icmp | Protocol::Any, Transport::Icmp) => None,
             _ => return Some(Mismatch::Protocol),
@@ -403,7 +417,7 @@ impl Rule {
             faces: Faces::of(flow.address),
             is_host: flow.is_host,
         };
-        match &self.target {
+        let target = match &self.target {
             Target::Any => None,
             Target::Addresses(set) => (!set.hold(&peer, self.action)).then_some(Mismatch::Address),
             Target::Names { pattern, at } => {
@@ -420,7 +434,16 @@ impl Rule {
                     .any(|name| pattern.matches(name));
                 (!named).then_some(Mismatch::Name)
             }
-        }
+        };
+        let requests = self.requests.as_ref();
+        target.or(match (requests, asked, self.action) {
+            (None, ..) | (Some(_), None, Action::Allow) => None,
+            // It is about some requests only.
+            (Some(_), None, Action::Deny) => Some(Mismatch::Request),
+            (Some(own), Some(asked), action) => {
+                (!own.hold(asked, action)).then_some(Mismatch::Request)
+            }
+        })
     }
 }
 

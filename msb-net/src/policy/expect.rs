@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Action, Claim, Direction, Explanation, Flow, Names, Policy, Transport};
+use super::{Action, Asked, Claim, Direction, Explanation, Flow, Names, Policy, Transport};
 use crate::Name;
 
 /// A policy text: the policy and what its author expects of it.
@@ -52,6 +52,17 @@ pub enum Subject {
         /// The name the client claims: unknown, kept back or given.
         claim: Option<Option<Name>>,
     },
+    /// An HTTP request.
+    Request {
+        /// The flow that carries it.
+        flow: Flow,
+        /// The host it is for.
+        host: Name,
+        /// Its method.
+        method: String,
+        /// Its path.
+        path: String,
+    },
 }
 
 /// An expectation that does not hold.
@@ -88,6 +99,22 @@ impl Policy {
                     passed_over: Vec::new(),
                 }
             }
+            Subject::Request {
+                flow,
+                host,
+                method,
+                path,
+            } => {
+                let methods = &[method.as_str()];
+                let bound = std::slice::from_ref(host);
+                let claim = Claim::Name(host);
+                let names = Names { bound, claim };
+                // A request over a flow that may not open is not made.
+                if self.decide(flow, &names).action == Action::Deny {
+                    return self.explain(flow, &names);
+                }
+                self.explain_request(flow, &names, &Asked { methods, path })
+            }
             Subject::Flow { flow, name, claim } => {
                 let claim = match claim {
                     None => Claim::Pending,
@@ -105,6 +132,12 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (flow, name, claim) = match self {
             Self::Query(name) => return write!(f, "dns {name}"),
+            Self::Request {
+                flow,
+                host,
+                method,
+                path,
+            } => return write!(f, "http {method} {host}{path} at {}", flow.address),
             Self::Flow { flow, name, claim } => (flow, name, claim),
         };
         if flow.direction == Direction::In {

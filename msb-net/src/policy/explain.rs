@@ -19,6 +19,8 @@ pub enum Mismatch {
     Address,
     /// No name that is known of the destination fits.
     Name,
+    /// Another method or path.
+    Request,
 }
 
 impl fmt::Display for Mismatch {
@@ -29,6 +31,7 @@ impl fmt::Display for Mismatch {
             Self::Port => "other port",
             Self::Address => "address not covered",
             Self::Name => "name not proven",
+            Self::Request => "other requests",
         })
     }
 }
@@ -79,7 +82,9 @@ impl Policy {
                     rule: rule.to_string(),
                     // A verdict that foresees several claims can pass over a
                     // rule that fits one of them: only the name differs.
-                    mismatch: rule.mismatch(flow, &evidence).unwrap_or(Mismatch::Name),
+                    mismatch: rule
+                        .mismatch(flow, &evidence, None)
+                        .unwrap_or(Mismatch::Name),
                 }
             })
             .collect();
@@ -100,7 +105,7 @@ impl Policy {
             },
             Decider::Preset(preset) => format!("no rule matches, and the preset is {preset}"),
             Decider::Published => "the port is published and no rule matches".into(),
-            Decider::Quic => "a server name must be checked, which QUIC hides".into(),
+            Decider::Quic => "a server name or requests must be checked, which QUIC hides".into(),
         }
     }
 }

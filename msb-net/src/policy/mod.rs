@@ -7,6 +7,8 @@
 //!
 //! - [`Policy::decide`] judges a flow, [`Policy::decide_query`] a name query,
 //!   [`Policy::admits_answer`] an address in the answer to one.
+//! - [`Policy::decide_request`] judges an HTTP request over a flow whose requests
+//!   are read, as [`Policy::reads_requests`] says.
 //! - [`Policy::explain`] says which rule decides and why no earlier one did.
 //! - [`Document`] is a policy text, or a TOML file, together with what its author
 //!   expects of it.
@@ -15,6 +17,7 @@ mod decide;
 mod expect;
 mod explain;
 mod parse;
+mod request;
 mod rule;
 #[cfg(test)]
 mod tests;
@@ -27,6 +30,7 @@ use std::str::FromStr;
 pub use self::decide::{Claim, Decider, Flow, Names, Transport, Verdict};
 pub use self::expect::{Document, Expectation, Failure, Subject};
 pub use self::explain::{Explanation, Mismatch, Step};
+pub use self::request::{Asked, Reads, Requests};
 pub use self::rule::{Action, Addresses, Direction, Pattern, Ports, Protocol, Rule, Target};
 use crate::{Error, Name};
 

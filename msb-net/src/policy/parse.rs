@@ -7,16 +7,22 @@
 //!         | rule | expect
 //! rule    = ( "allow" | "deny" ) [ "in" | "out" ] [ proto [ ports ] ] [ target ]
 //! proto   = "tcp" | "udp" | "icmp" | "dns"
+//! rule    = ( "allow" | "deny" ) "http" [ ports ] [ METHOD { "," METHOD } | "*" ] [ whom ]
+//! whom    = "any" [ PATH ] | ( [ "domain" ] NAME | "suffix" NAME ) [ PATH ] [ "at" set ]
 //! ports   = port { "," port }          port = NUMBER [ "-" NUMBER ]
 //! target  = "any" | set | ( [ "domain" ] NAME | "suffix" NAME ) [ "at" set ]
 //! set     = IP | CIDR | group
-//! expect  = "expect" ( "allow" | "deny" ) ( "dns" NAME | [ "in" | "out" ] flow )
+//! expect  = "expect" ( "allow" | "deny" ) ( "dns" NAME | request
+//!           | [ "in" | "out" ] flow )
+//! request = "http" METHOD NAME PATH [ "at" IP ]
 //! flow    = ( ( "tcp" | "udp" ) NUMBER | "icmp" )
 //!           ( "host" | IP | NAME [ "at" IP ] ) [ "sni" NAME | "no-sni" ]
 //! ```
 //!
 //! Words are separated by blanks and are case-sensitive, names are not. A text
 //! without a `preset` line denies what it does not allow.
+
+mod request;
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -32,7 +38,7 @@ use crate::error::{InvalidCidr, SyntaxError, excerpt};
 use crate::{Error, Name};
 
 const STATEMENTS: &[&str] = &["allow", "deny", "preset", "block", "expect"];
-const PROTOCOLS: &[&str] = &["tcp", "udp", "icmp", "dns"];
+const PROTOCOLS: &[&str] = &["tcp", "udp", "icmp", "dns", "http"];
 const TARGETS: &[&str] = &["any", "domain", "suffix"];
 
 impl FromStr for Document {
@@ -138,8 +144,8 @@ fn rule(action: Action, words: &mut Words<'_>) -> Result<Rule, Error> {
         .unwrap_or(Protocol::Any);
     let ports = match words.peek() {
         Some(word) if looks_like_ports(word.text) => {
-            if !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
-                let message = "ports need `tcp` or `udp` in front of them";
+            if !matches!(protocol, Protocol::Tcp | Protocol::Udp | Protocol::Http) {
+                let message = "ports need `tcp`, `udp` or `http` in front of them";
                 return Err(words.error(word, message.into()));
             }
             words.next();
@@ -148,7 +154,13 @@ fn rule(action: Action, words: &mut Words<'_>) -> Result<Rule, Error> {
         _ => Vec::new(),
     };
     let target_word = words.peek();
+    let mut requests = None;
     let target = match target_word {
+        _ if protocol == Protocol::Http => {
+            let (own, target) = request::requests(words)?;
+            requests = Some(own);
+            target
+        }
         Some(_) => target(words)?,
         None => Target::Any,
     };
@@ -161,6 +173,10 @@ fn rule(action: Action, words: &mut Words<'_>) -> Result<Rule, Error> {
             place,
             "an incoming flow has no name, only an address".into(),
         )),
+        (_, Protocol::Http, Direction::In) => Err(words.error(
+            place,
+            "requests that come in are not read, only where they come from".into(),
+        )),
         (_, Protocol::Dns, Direction::In) => Err(words.error(place, "queries only go out".into())),
         _ => Ok(Rule {
             action,
@@ -168,6 +184,7 @@ fn rule(action: Action, words: &mut Words<'_>) -> Result<Rule, Error> {
             protocol,
             ports,
             target,
+            requests,
         }),
     }
 }
@@ -235,7 +252,13 @@ fn target(words: &mut Words<'_>) -> Result<Target, Error> {
     } else {
         Pattern::Domain(name)
     };
-    let at = if words.take("at") {
+    let at = set_behind_at(words)?;
+    Ok(Target::Names { pattern, at })
+}
+
+/// Reads where a named host must be, if that is said.
+fn set_behind_at(words: &mut Words<'_>) -> Result<Option<Addresses>, Error> {
+    Ok(if words.take("at") {
         let word = words.next();
         let groups = Group::ALL.map(Group::as_str);
         match word.map(|word| set(word, words)).transpose()?.flatten() {
@@ -244,8 +267,7 @@ fn target(words: &mut Words<'_>) -> Result<Target, Error> {
         }
     } else {
         None
-    };
-    Ok(Target::Names { pattern, at })
+    })
 }
 
 /// Reads an address, block or group; `None` when the word is none of them.
@@ -275,6 +297,8 @@ pub(super) fn expectation(words: &mut Words<'_>) -> Result<Expectation, Error> {
     let line = words.line;
     let subject = if words.take("dns") {
         Subject::Query(words.name()?)
+    } else if words.take("http") {
+        request::subject(words)?
     } else {
         flow(words)?
     };

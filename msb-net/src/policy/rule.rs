@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::request::{Requests, Shown};
 use crate::Name;
 use crate::addr::{Cidr, Faces, Group};
 
@@ -37,6 +38,8 @@ pub enum Protocol {
     Icmp,
     /// Queries to the gateway's resolver, and nothing else.
     Dns,
+    /// Requests of HTTP, over TCP flows that carry nothing else.
+    Http,
 }
 
 /// An inclusive range of ports.
@@ -164,6 +167,8 @@ pub struct Rule {
     pub ports: Vec<Ports>,
     /// Which destinations; with [`Direction::In`], which origins.
     pub target: Target,
+    /// With [`Protocol::Http`]: which requests.
+    pub requests: Option<Requests>,
 }
 
 impl Action {
@@ -176,7 +181,14 @@ impl Action {
 }
 
 impl Protocol {
-    pub(super) const ALL: [Self; 5] = [Self::Any, Self::Tcp, Self::Udp, Self::Icmp, Self::Dns];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Any,
+        Self::Tcp,
+        Self::Udp,
+        Self::Icmp,
+        Self::Dns,
+        Self::Http,
+    ];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -185,6 +197,7 @@ impl Protocol {
             Self::Udp => "udp",
             Self::Icmp => "icmp",
             Self::Dns => "dns",
+            Self::Http => "http",
         }
     }
 }
@@ -255,6 +268,9 @@ impl fmt::Display for Rule {
         for (index, ports) in self.ports.iter().enumerate() {
             write!(f, "{}{ports}", if index == 0 { ' ' } else { ',' })?;
         }
-        write!(f, " {}", self.target)
+        match &self.requests {
+            Some(requests) => Shown(self, requests).fmt(f),
+            None => write!(f, " {}", self.target),
+        }
     }
 }

@@ -1,4 +1,5 @@
 mod model;
+mod request;
 
 use std::net::IpAddr;
 
@@ -246,7 +247,7 @@ fn mistakes_are_placed_and_the_nearest_word_is_offered() {
         "line 1 has a preset",
         None,
     );
-    refused("allow 443", 1, 7, "need `tcp` or `udp`", None);
+    refused("allow 443", 1, 7, "need `tcp`, `udp` or `http`", None);
     refused("allow tcp 70000", 1, 11, "1 to 65535", None);
     refused("allow tcp 0", 1, 11, "1 to 65535", None);
     refused("allow tcp 90-80", 1, 11, "ends before", None);

@@ -12,7 +12,7 @@
 //! ```
 //! use msb_net::secret::{Placeholder, Scrubber, Secret, SecretValue, Source};
 //!
-//! let secret = Secret::new("TOKEN", Source::Literal(SecretValue::new(b"hunter2hunter2")?))?
+//! let secret = Secret::new("TOKEN", Source::Env("TOKEN".into()))?
 //!     .allow_host("api.example.com".parse()?);
 //! let placeholder = Placeholder::new(&secret.placeholder_prefix, [7; 24])?;
 //! let value = SecretValue::new(b"hunter2hunter2")?;

@@ -35,6 +35,8 @@ pub struct Scrubber {
     held: Zeroizing<Vec<u8>>,
     /// How many of the held bytes are written or replaced already.
     covered: usize,
+    /// Values become as many asterisks.
+    blanking: bool,
 }
 
 impl Scrubber {
@@ -53,9 +55,18 @@ impl Scrubber {
             firsts: [false; 256],
             held: Zeroizing::new(Vec::new()),
             covered: 0,
+            blanking: false,
         };
         scrubber.index();
         scrubber
+    }
+
+    /// Puts asterisks in place of values, as many as there were bytes: for what has
+    /// lengths in front that would have to change.
+    #[must_use]
+    pub fn blanking(mut self) -> Self {
+        self.blanking = true;
+        self
     }
 
     /// Tells whether there is nothing to look for.
@@ -154,7 +165,11 @@ impl Scrubber {
                 Found::Nothing => at += 1,
                 Found::Perhaps => break,
                 Found::Value(length, entry, pattern) => {
-                    if at >= self.covered {
+                    if self.blanking {
+                        let from = at.max(self.covered);
+                        out.extend_from_slice(&self.held[self.covered..from]);
+                        out.resize(out.len() + (at + length).saturating_sub(from), b'*');
+                    } else if at >= self.covered {
                         out.extend_from_slice(&self.held[self.covered..at]);
                         let entry = &self.entries[entry];
                         let found = &self.held[at..at + length];

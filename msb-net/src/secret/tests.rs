@@ -459,7 +459,7 @@ fn queries_and_bodies_get_it_escaped() {
 fn values_are_not_shown() {
     let value = SecretValue::new(b"hunter2hunter2\r\n").unwrap();
     assert_eq!(value.expose(), b"hunter2hunter2");
-    let secret = Secret::new("A", Source::Literal(value)).unwrap();
+    let secret = Secret::new("A", Source::Literal(Arc::new(value))).unwrap();
     assert!(!format!("{secret:?}").contains("hunter2"));
     assert!(SecretValue::new(b"short").is_err());
     assert!(SecretValue::new(&[b'a'; MAX_VALUE + 1]).is_err());

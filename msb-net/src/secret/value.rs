@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -70,7 +71,7 @@ impl fmt::Debug for SecretValue {
 #[derive(Debug)]
 pub enum Source {
     /// This value.
-    Literal(SecretValue),
+    Literal(Arc<SecretValue>),
     /// An environment variable of whoever runs the driver.
     Env(String),
     /// A file.

@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,12 +24,13 @@ use rustix::io::Errno;
 use super::datagram::Datagram;
 use super::dial::{Dial, connect_error};
 use super::failures;
+use super::intercept::Interceptor;
 use super::link::{MAX_FRAME, Port, Progress};
 use super::ping::Ping;
 use super::published::{Client, Fallback, Offers};
 use super::stream::{Stream, Turn};
 use super::{Command, Feed};
-use crate::gateway::{Action, FlowId, FlowMap, Gateway};
+use crate::gateway::{Action, FlowId, FlowMap, Gateway, Intercepted};
 use crate::journal::Entry;
 
 /// Events taken from the system at once.
@@ -57,6 +59,7 @@ enum Upstream {
 pub(super) struct Outside {
     pub(super) dialer: Box<dyn Dial>,
     pub(super) fallback: Option<Box<dyn Fallback>>,
+    pub(super) interceptor: Option<Interceptor>,
 }
 
 pub(super) struct Driver {
@@ -145,11 +148,7 @@ impl Driver {
     }
 
     fn register(&self, fd: &impl AsFd, token: Token) -> io::Result<()> {
-        let fd = fd.as_fd().as_raw_fd();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll
-            .registry()
-            .register(&mut SourceFd(&fd), token, interest)
+        register(&self.poll, fd, token)
     }
 
     /// Notes what became ready.
@@ -322,6 +321,7 @@ impl Driver {
         while let Some(action) = self.gateway.poll_action() {
             match action {
                 Action::Connect { flow, to } => self.connect(now, flow, to),
+                Action::Intercept(own) => self.intercept(now, *own),
                 Action::Readable(flow) => self.with_stream(flow, |s| s.guest_bytes = true),
                 Action::Writable(flow) => self.with_stream(flow, Stream::has_room),
                 Action::Shutdown(flow) => self.with_stream(flow, Stream::shutdown),
@@ -354,6 +354,31 @@ impl Driver {
                     self.offers.forget(flow);
                 }
             }
+        }
+    }
+
+    /// Puts whoever reads requests between a flow and its connection.
+    fn intercept(&mut self, now: Duration, own: Intercepted) {
+        let id = own.flow;
+        let Some(Upstream::Stream(stream)) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let swapped = match &mut self.outside.interceptor {
+            Some(interceptor) => UnixStream::pair().and_then(|(ours, theirs)| {
+                ours.set_nonblocking(true)?;
+                theirs.set_nonblocking(true)?;
+                let server = stream.replace(ours.into());
+                let fd = server.as_raw_fd();
+                self.poll.registry().deregister(&mut SourceFd(&fd))?;
+                interceptor.take(own, theirs, server)?;
+                let fd = stream.descriptor();
+                register(&self.poll, &fd, token(id))
+            }),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        if swapped.is_err() {
+            self.flows.remove(&id);
+            self.gateway.reset(now, id);
         }
     }
 
@@ -513,6 +538,13 @@ impl Driver {
             self.feed.push(Entry { at, event });
         }
     }
+}
+
+fn register(poll: &Poll, fd: &impl AsFd, token: Token) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    let interest = Interest::READABLE | Interest::WRITABLE;
+    poll.registry()
+        .register(&mut SourceFd(&fd), token, interest)
 }
 
 fn token(id: FlowId) -> Token {

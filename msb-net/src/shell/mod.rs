@@ -29,6 +29,7 @@ mod dial;
 mod driver;
 mod failures;
 mod host;
+mod intercept;
 mod link;
 mod pcapng;
 mod ping;
@@ -47,6 +48,8 @@ use mio::{Poll, Waker};
 pub use self::dial::{Dial, HostDialer};
 use self::driver::{Driver, Outside, WAKE};
 pub use self::host::host_addresses;
+pub use self::intercept::Interception;
+use self::intercept::{Handout, Interceptor};
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};
 pub use self::pcapng::Capture;
@@ -58,6 +61,7 @@ use crate::gateway::{Config, Gateway, OFFLOAD_HEADER, PublishedId};
 use crate::journal::Entry;
 use crate::policy::Policy;
 use crate::publish::Publish;
+use crate::secret::Placeholder;
 
 /// Events on their way to whoever listens; behind them the gateway holds some
 /// more, and then drops the oldest and counts them.
@@ -73,6 +77,8 @@ pub struct Options {
     pub capture: Option<Capture>,
     /// Who takes clients of published ports whom the guest refuses.
     pub fallback: Option<Box<dyn Fallback>>,
+    /// What is done with requests.
+    pub interception: Interception,
 }
 
 impl Options {
@@ -83,6 +89,7 @@ impl Options {
             dialer: Box::new(HostDialer),
             capture: None,
             fallback: None,
+            interception: Interception::default(),
         }
     }
 }
@@ -94,6 +101,7 @@ pub struct Network {
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
     policy: Arc<Policy>,
+    handout: Handout,
     /// Numbers published ports.
     published: AtomicU64,
 }
@@ -124,10 +132,21 @@ impl Network {
         feed.skip = if link.offload { OFFLOAD_HEADER } else { 0 };
         options.config.offload = link.offload;
         let port = Port::new(link).map_err(failed("use the guest's link"))?;
+        let intercept = options.interception.wanted(&policy);
+        let (interceptor, handout) = match intercept.is_some() {
+            true => {
+                let (policy, events) = (Arc::clone(&policy), feed.sender.clone());
+                let (own, handout) = Interceptor::spawn(options.interception, policy, events)?;
+                (Some(own), handout)
+            }
+            false => (None, Handout::default()),
+        };
+        options.config.intercept = intercept;
         let gateway = Gateway::new(options.config);
         let outside = Outside {
             dialer: options.dialer,
             fallback: options.fallback,
+            interceptor,
         };
         let driver = Driver::new(gateway, port, outside, feed, inbox, poll)
             .map_err(failed("watch the guest's link"))?;
@@ -140,6 +159,7 @@ impl Network {
             waker,
             thread: Some(thread),
             policy,
+            handout,
             published: AtomicU64::new(0),
         };
         Ok((network, events))
@@ -148,6 +168,17 @@ impl Network {
     /// Returns the policy that decides.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Returns the certificate that the guest must trust, in PEM, if any of its flows
+    /// are taken apart.
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.handout.ca_pem.as_deref()
+    }
+
+    /// Returns the names of the secrets and what the guest has in their place.
+    pub fn placeholders(&self) -> &[(String, Placeholder)] {
+        &self.handout.placeholders
     }
 
     /// Offers ports of the guest on this host.

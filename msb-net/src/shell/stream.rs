@@ -9,7 +9,7 @@
 //! has bytes and the socket takes some, upstream → guest while the socket may have
 //! bytes and the flow has room. Whichever end stops, stops its direction only.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -84,6 +84,16 @@ impl Stream {
 
     pub(super) fn into_descriptor(self) -> OwnedFd {
         self.fd
+    }
+
+    /// Puts another socket, which is connected, in place of the flow's.
+    pub(super) fn replace(&mut self, fd: OwnedFd) -> OwnedFd {
+        (self.readable, self.writable, self.peer_ended) = (false, true, false);
+        std::mem::replace(&mut self.fd, fd)
+    }
+
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// There is room for bytes to the guest: so it has answered, too.

@@ -34,6 +34,11 @@ fn content_coding() {
 }
 
 #[test]
+fn http_relay() {
+    replay("http_relay", msb_net::fuzzing::http_relay);
+}
+
+#[test]
 fn request_path() {
     replay("request_path", msb_net::fuzzing::request_path);
 }

@@ -3,6 +3,7 @@
 mod corpus;
 mod gateway_example;
 mod guest;
+mod intercepted;
 mod jail;
 mod names;
 mod network;

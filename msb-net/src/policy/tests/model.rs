@@ -66,6 +66,8 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             let incoming = incoming && !named && protocol != Protocol::Dns;
             let protocol = match (&target, protocol) {
                 (Target::Addresses(_), Protocol::Dns) => Protocol::Any,
+                // Flows only: requests have tests of their own.
+                (_, Protocol::Http) => Protocol::Tcp,
                 (_, protocol) => protocol,
             };
             let ported = matches!(protocol, Protocol::Tcp | Protocol::Udp);
@@ -79,6 +81,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
                 protocol,
                 ports: if ported { ports } else { Vec::new() },
                 target,
+                requests: None,
             }
         },
     )

@@ -137,7 +137,9 @@ impl World {
             Action::Forget(flow) | Action::Close { flow, .. } => {
                 assert!(self.sockets.remove(&flow), "closed once");
             }
-            other @ (Action::Shutdown(_) | Action::Echo { .. }) => panic!("{other:?}"),
+            other @ (Action::Shutdown(_) | Action::Echo { .. } | Action::Intercept(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 

@@ -1,0 +1,447 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::http::session::{Context, Note};
+use crate::policy::{Flow, Policy};
+use crate::secret::substitute::Grant;
+use crate::secret::{Placeholder, Secret, SecretValue, Source};
+
+const VALUE: &str = "s3cr3t-v4lue-0001";
+
+fn placeholder() -> Placeholder {
+    Placeholder::new("", [3; 24]).unwrap()
+}
+
+fn relay(policy: &str, change: Option<fn(&mut Secret)>) -> Relay {
+    let policy: Policy = policy.parse().unwrap();
+    let grant = |change: fn(&mut Secret)| {
+        let mut secret = Secret::new("TOKEN", Source::Env("T".into())).unwrap();
+        change(&mut secret);
+        Grant {
+            secret: Arc::new(secret),
+            placeholder: placeholder(),
+            value: Some(Arc::new(SecretValue::new(VALUE.as_bytes()).unwrap())),
+        }
+    };
+    let context = Context {
+        host: "a.example".parse().unwrap(),
+        bound: vec!["a.example".parse().unwrap()],
+        flow: Flow::tcp("1.1.1.1".parse().unwrap(), 443),
+        secure: true,
+        policy: Arc::new(policy),
+    };
+    let grants: Vec<_> = change.into_iter().map(grant).collect();
+    Relay::new(Session::new(context, grants.into()))
+}
+
+fn plain() -> Relay {
+    relay("preset allow-all", None)
+}
+
+fn secret() -> Relay {
+    relay("preset allow-all", Some(|_| ()))
+}
+
+fn take(bytes: &mut Vec<u8>) -> String {
+    String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
+}
+
+const GET: &str = "GET /x HTTP/1.1\r\nHost: a.example\r\n";
+
+#[test]
+fn requests_of_one_connection_follow_each_other() {
+    let mut relay = plain();
+    let two = format!("{GET}A: 1\r\n\r\n{GET}B: 2\r\n\r\n");
+    relay.from_guest(two.as_bytes());
+    assert_eq!(
+        take(&mut relay.to_server),
+        "GET /x HTTP/1.1\r\nhost: a.example\r\na: 1\r\n\r\n",
+        "the second waits"
+    );
+    relay.from_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(
+        take(&mut relay.to_guest),
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
+    );
+    assert!(take(&mut relay.to_server).contains("b: 2"));
+    relay.from_server(b"HTTP/1.1 204 No Content\r\n\r\n");
+    assert_eq!(take(&mut relay.to_guest), "HTTP/1.1 204 No Content\r\n\r\n");
+    assert_eq!(relay.end(), None);
+    relay.guest_ended();
+    assert_eq!(relay.end(), Some(End::Finished));
+}
+
+#[test]
+fn a_head_has_no_body_and_continue_is_passed_on() {
+    let mut relay = plain();
+    relay.from_guest(b"HEAD / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    relay.from_server(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n");
+    assert!(take(&mut relay.to_guest).ends_with("content-length: 99\r\n\r\n"));
+    take(&mut relay.to_server);
+    relay.from_guest(b"POST / HTTP/1.1\r\nHost: a.example\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n");
+    assert!(take(&mut relay.to_server).contains("expect: 100-continue"));
+    relay.from_server(b"HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(take(&mut relay.to_guest), "HTTP/1.1 100 Continue\r\n\r\n");
+    relay.from_guest(b"3;x=1\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n");
+    assert_eq!(
+        take(&mut relay.to_server),
+        "3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"
+    );
+    relay.from_server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+    assert!(
+        take(&mut relay.to_guest).ends_with("\r\n\r\n1\r\nx\r\n"),
+        "at once"
+    );
+    relay.from_server(b"0\r\nGrpc-Status: 0\r\n\r\n");
+    assert_eq!(take(&mut relay.to_guest), "0\r\ngrpc-status: 0\r\n\r\n");
+    assert_eq!(relay.end(), None);
+}
+
+#[test]
+fn the_server_sees_the_value_and_the_guest_never_does() {
+    let mut relay = secret();
+    let own = placeholder();
+    let request = format!("{GET}Authorization: Bearer {own}\r\nAccept-Encoding: gzip, dcb\r\n\r\n");
+    relay.from_guest(request.as_bytes());
+    let sent = take(&mut relay.to_server);
+    assert!(sent.contains(&format!("authorization: Bearer {VALUE}\r\n")));
+    assert!(sent.contains("accept-encoding: gzip\r\n"));
+    let used = Note::SecretUsed {
+        secret: "TOKEN".into(),
+        method: "GET".into(),
+        path: "/x".into(),
+    };
+    assert_eq!(relay.session().take_notes(), [used]);
+    let answer = format!(
+        "HTTP/1.1 401 Unauthorized\r\nLocation: /?k={VALUE}\r\nContent-Length: {}\r\n\r\n{{\"k\":\"{VALUE}\"}}",
+        VALUE.len() + 8
+    );
+    for byte in answer.as_bytes() {
+        relay.from_server(&[*byte]);
+    }
+    let got = take(&mut relay.to_guest);
+    assert!(
+        !got.contains(VALUE) && !got.contains("content-length"),
+        "{got}"
+    );
+    assert!(got.contains(&format!("location: /?k={own}\r\n")));
+    assert!(
+        got.contains(&format!("{own}\r\n")) && got.ends_with("0\r\n\r\n"),
+        "{got}"
+    );
+    assert!(relay.session().take_stale() && !relay.session().take_stale());
+}
+
+#[test]
+fn bodies_get_the_value_and_their_new_length() {
+    let mut relay = relay("preset allow-all", Some(|secret| secret.body = true));
+    let own = placeholder();
+    let body = format!("k={own}");
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: a.example\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    relay.from_guest(head.as_bytes());
+    assert_eq!(take(&mut relay.to_guest), "HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(take(&mut relay.to_server), "");
+    for byte in body.as_bytes() {
+        relay.from_guest(&[*byte]);
+    }
+    let sent = take(&mut relay.to_server);
+    assert!(
+        sent.ends_with(&format!("content-length: 19\r\n\r\nk={VALUE}")),
+        "{sent}"
+    );
+    relay.from_server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    relay.from_guest(b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let (first, second) = body.split_at(9);
+    let chunks = format!(
+        "9\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n",
+        second.len()
+    );
+    relay.from_guest(chunks.as_bytes());
+    let sent = take(&mut relay.to_server);
+    assert!(
+        sent.ends_with(&format!("\r\n2\r\nk=\r\n11\r\n{VALUE}\r\n0\r\n\r\n")),
+        "{sent}"
+    );
+    relay.from_server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    take(&mut relay.to_guest);
+    relay.from_guest(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc");
+    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 415 "));
+}
+
+#[test]
+fn denied_requests_are_answered_and_the_connection_goes_on() {
+    let mut relay = relay("preset allow-all\ndeny http POST a.example/v1/**", None);
+    relay.from_guest(b"POST /v1/x HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\nabc");
+    let got = take(&mut relay.to_guest);
+    assert!(
+        got.starts_with("HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\n")
+    );
+    assert!(
+        got.contains("rule 1: deny http POST domain a.example/v1/**"),
+        "{got}"
+    );
+    relay.from_guest(format!("{GET}X-HTTP-Method-Override: post\r\n\r\n").as_bytes());
+    assert_eq!(take(&mut relay.to_guest), "", "not this path");
+    assert!(take(&mut relay.to_server).starts_with("GET /x "));
+    assert!(matches!(
+        relay.session().take_notes()[..],
+        [Note::Denied { .. }]
+    ));
+}
+
+#[test]
+fn a_connection_carries_requests_to_its_host_only() {
+    let mut relay = secret();
+    relay.from_guest(b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n");
+    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 421 "));
+    relay.from_guest(b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n");
+    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 405 "));
+    assert_eq!(take(&mut relay.to_server), "");
+}
+
+#[test]
+fn web_sockets_pass_and_are_scrubbed_in_place() {
+    let mut relay = secret();
+    relay.from_guest(format!("{GET}Connection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n").as_bytes());
+    let sent = take(&mut relay.to_server);
+    assert!(
+        sent.contains("upgrade: websocket\r\n") && !sent.contains("extensions"),
+        "{sent}"
+    );
+    relay.from_server(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x13> ");
+    relay.from_server(VALUE.as_bytes());
+    let got = take(&mut relay.to_guest);
+    assert!(
+        got.ends_with(&format!("> {}", "*".repeat(VALUE.len()))),
+        "{got}"
+    );
+    relay.from_guest(b"\x81\x80frame");
+    assert!(take(&mut relay.to_server).ends_with("frame"));
+    relay.guest_ended();
+    assert!(relay.server_is_done());
+    relay.server_ended();
+    assert_eq!(relay.end(), Some(End::Finished));
+}
+
+/// Requests that two readers could take for different ones.
+const AMBIGUOUS: &[&str] = &[
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4, 4\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: +4\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0x4\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length:\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: xchunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding : chunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding\x0b: chunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\n Transfer-Encoding: chunked\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a.example\r\nX: y\r\n folded\r\n\r\n",
+    "POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example\r\nhost: a.example\r\n\r\n",
+    "GET / HTTP/1.1\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example b.example\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example/\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: u@a.example\r\n\r\n",
+    "GET http://b.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET http://a.example@b.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET ftp://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET a.example HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET /\x01 HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET /# HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET /  HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "get / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "GET / HTTP/1.1\nHost: a.example\n\n",
+    "GET / HTTP/1.1\r\nHost: a.example\nX: y\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example\r\nX: a\rb\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example\r\nX: a\0b\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example\r\nX\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a.example\r\n: y\r\n\r\n",
+    "GET / HTTP/2.0\r\nHost: a.example\r\n\r\n",
+    "GET /\r\nHost: a.example\r\n\r\n",
+    "CONNECT b.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n",
+];
+
+#[test]
+fn ambiguous_requests_are_refused_and_nothing_is_forwarded() {
+    for text in AMBIGUOUS {
+        for piece in [1, text.len()] {
+            let mut relay = plain();
+            for piece in text.as_bytes().chunks(piece) {
+                relay.from_guest(piece);
+            }
+            let got = take(&mut relay.to_guest);
+            assert!(
+                got.starts_with("HTTP/1.1 400 ") || got.starts_with("HTTP/1.1 505 "),
+                "{text:?}: {got}"
+            );
+            assert_eq!(take(&mut relay.to_server), "", "{text:?}");
+            assert_eq!(relay.end(), Some(End::Finished));
+            assert!(matches!(
+                relay.session().take_notes()[..],
+                [Note::Refused { .. }]
+            ));
+        }
+    }
+    let mut relay = plain();
+    relay.from_guest(format!("{GET}X: {}", "a".repeat(MAX_HEAD)).as_bytes());
+    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 431 "));
+}
+
+#[test]
+fn bad_chunks_end_the_connection() {
+    for chunk in [
+        "x\r\n",
+        "-1\r\n",
+        "1 ;a\r\n",
+        "0x1\r\n",
+        "1\n",
+        "1\r\nab\r\n",
+        "10000000000000000\r\n",
+        "0\r\nA: b\nC: d\r\n\r\n",
+        "0\r\nA: b\r\n c\r\n\r\n",
+    ] {
+        let mut relay = plain();
+        relay.from_guest(
+            b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n",
+        );
+        relay.from_guest(chunk.as_bytes());
+        assert_eq!(relay.end(), Some(End::Broken), "{chunk:?}");
+        assert!(!take(&mut relay.to_server).contains("0\r\n\r\n"));
+    }
+}
+
+#[test]
+fn responses_that_are_none_do_not_pass() {
+    for text in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "HTTP/1.1 200 OK\nContent-Length: 1\n\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        "SSH-2.0-x\r\n\r\n",
+        "",
+    ] {
+        let mut relay = plain();
+        relay.from_guest(format!("{GET}\r\n").as_bytes());
+        relay.from_server(text.as_bytes());
+        relay.server_ended();
+        let got = take(&mut relay.to_guest);
+        assert!(got.starts_with("HTTP/1.1 502 "), "{text:?}: {got}");
+        assert_eq!(relay.end(), Some(End::Finished));
+    }
+    let mut relay = plain();
+    relay.from_server(b"HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(take(&mut relay.to_guest), "", "nobody asked");
+    assert_eq!(relay.end(), Some(End::Finished));
+}
+
+#[test]
+fn a_response_that_is_cut_off_is_not_taken_for_a_whole_one() {
+    for head in ["Content-Length: 9", "Transfer-Encoding: chunked"] {
+        let mut relay = secret();
+        relay.from_guest(format!("{GET}\r\n").as_bytes());
+        relay.from_server(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n4\r\nab").as_bytes());
+        relay.server_ended();
+        assert_eq!(relay.end(), Some(End::Broken));
+        assert!(!take(&mut relay.to_guest).ends_with("0\r\n\r\n"));
+    }
+    let mut relay = plain();
+    relay.from_guest(b"GET / HTTP/1.0\r\nHost: a.example\r\n\r\n");
+    relay.from_server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n");
+    let got = take(&mut relay.to_guest);
+    assert!(
+        got.ends_with("connection: close\r\n\r\nab") && !got.contains("chunked"),
+        "{got}"
+    );
+    assert_eq!(relay.end(), Some(End::Finished));
+}
+
+#[test]
+fn slow_readers_stop_the_writers() {
+    let mut relay = plain();
+    relay.from_guest(format!("{GET}\r\n").as_bytes());
+    relay.from_server(b"HTTP/1.1 200 OK\r\n\r\n");
+    let mut sent = 0;
+    while relay.wants_server() {
+        relay.from_server(&[b'x'; 10_000]);
+        sent += 10_000;
+    }
+    assert!(relay.to_guest.len() < MAX_OUTPUT + 2 * PIECE && sent < 500_000);
+    relay.to_guest.clear();
+    relay.written();
+    assert!(relay.wants_server());
+}
+
+proptest! {
+    #[test]
+    fn pieces_change_nothing(
+        cut in prop::collection::vec(1usize..60, 1..20),
+        body in prop::collection::vec(any::<u8>(), 0..200),
+        chunked in any::<bool>(),
+        noise in prop::collection::vec(any::<u8>(), 0..3),
+    ) {
+        let own = placeholder();
+        let mut request = format!("{GET}Authorization: Bearer {own}\r\n\r\n").into_bytes();
+        request.extend_from_slice(&noise);
+        let text = [&body[..], VALUE.as_bytes(), &body].concat();
+        let mut response = b"HTTP/1.1 200 OK\r\n".to_vec();
+        if chunked {
+            response.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+            for piece in text.chunks(cut[0]) {
+                BodyWriter::Chunked.write(piece, &mut response);
+            }
+            BodyWriter::Chunked.finish(&Fields::default(), &mut response);
+        } else {
+            response.extend_from_slice(format!("Content-Length: {}\r\n\r\n", text.len()).as_bytes());
+            response.extend_from_slice(&text);
+        }
+        let mut relay = secret();
+        let mut sizes = cut.iter().copied().cycle();
+        let mut feed = |mut bytes: &[u8], take: &mut dyn FnMut(&[u8])| {
+            while !bytes.is_empty() {
+                let (now, rest) = bytes.split_at(sizes.next().unwrap().min(bytes.len()));
+                take(now);
+                bytes = rest;
+            }
+        };
+        feed(&request, &mut |piece| relay.from_guest(piece));
+        feed(&response, &mut |piece| relay.from_server(piece));
+        // The guest's own reader of what it got.
+        let head = head::read_response(&relay.to_guest, "GET").unwrap().unwrap();
+        let (mut reader, mut at, mut got) = (BodyReader::new(head.framing), head.length, Vec::new());
+        loop {
+            match reader.step(&relay.to_guest[at..]).unwrap() {
+                Step::Skip(length) => at += length,
+                Step::Data(length) => {
+                    got.extend_from_slice(&relay.to_guest[at..at + length]);
+                    at += length;
+                }
+                Step::End(..) => break,
+                Step::More => prop_assert!(false, "it is whole"),
+            }
+        }
+        prop_assert_eq!(got, [&body[..], own.as_bytes(), &body].concat());
+    }
+
+    #[test]
+    fn any_bytes_from_either_side(guest in prop::collection::vec(any::<u8>(), 0..200), server in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut relay = secret();
+        relay.from_guest(&guest);
+        relay.from_server(&server);
+        relay.from_guest(format!("{GET}\r\n").as_bytes());
+        relay.from_server(&server);
+        relay.guest_ended();
+        relay.server_ended();
+        prop_assert!(relay.end().is_some());
+    }
+}

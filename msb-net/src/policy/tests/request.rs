@@ -1,0 +1,117 @@
+//! Rules about requests.
+
+use super::super::*;
+use super::name;
+
+fn document(text: &str) -> Document {
+    text.parse().expect("a policy")
+}
+
+#[track_caller]
+fn holds(text: &str) {
+    let document = document(text);
+    assert!(!document.expectations.is_empty());
+    let failures: Vec<_> = document.failures().map(|f| f.to_string()).collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+    let again: Policy = document.policy.to_string().parse().expect("it is written");
+    assert_eq!(again, document.policy);
+}
+
+#[test]
+fn allowed_requests_open_their_flow_and_no_others_pass() {
+    holds(
+        "preset none
+         allow http GET,HEAD api.example.com/repos/*/issues/**
+         expect allow tcp 443 api.example.com
+         expect deny tcp 443 api.example.com sni other.example
+         expect allow dns api.example.com
+         expect deny udp 443 api.example.com
+         expect allow http GET api.example.com/repos/a/issues/7
+         expect allow http HEAD api.example.com/repos/a/issues
+         expect deny http POST api.example.com/repos/a/issues/7
+         expect deny http GET api.example.com/repos/a/pulls
+         expect deny http GET api.example.com/repos/a/issues/../../../admin
+         expect deny http GET api.example.com/repos/a/issues/%2e%2e/pulls
+         expect deny http GET www.example.com/repos/a/issues/7
+         expect deny http GET api.example.com/repos/a/issues/7 at 10.0.0.1",
+    );
+}
+
+#[test]
+fn denied_requests_leave_the_rest_alone() {
+    holds(
+        "preset public-only
+         deny http POST,PUT suffix example.com/v1/**
+         expect allow tcp 443 api.example.com
+         expect deny udp 443 api.example.com
+         expect allow udp 443 other.example
+         expect deny http POST api.example.com/v1/x
+         expect deny http POST api.example.com//%76%31/x
+         expect deny http POST api.example.com/a/..;/v1
+         expect allow http GET api.example.com/v1/x
+         expect allow http POST api.example.com/v2
+         expect allow http POST other.example/v1/x",
+    );
+}
+
+#[test]
+fn the_first_rule_that_fits_a_request_decides() {
+    holds(
+        "preset public-only
+         allow http any/health
+         deny http 80 DELETE any
+         deny http suffix internal.example
+         expect allow http GET a.internal.example/health
+         expect deny http GET a.internal.example/
+         expect allow http DELETE other.example/x",
+    );
+}
+
+#[test]
+fn an_explanation_names_the_rule() {
+    let policy = document("preset public-only\ndeny http 80 any\ndeny http GET a.example/x").policy;
+    let host = name("a.example");
+    let flow = Flow::tcp("1.1.1.1".parse().unwrap(), 443);
+    let names = Names {
+        bound: &[],
+        claim: Claim::Name(&host),
+    };
+    let asked = Asked {
+        methods: &["POST", "GET"],
+        path: "/y/%2e%2e/x",
+    };
+    assert_eq!(
+        policy.explain_request(&flow, &names, &asked).to_string(),
+        "deny: rule 2: deny http GET domain a.example/x\n  not rule 1: deny http 80 any (other port)"
+    );
+    assert_eq!(policy.reads_requests(&flow, &names), Reads::Always);
+}
+
+#[test]
+fn requests_are_read_only_where_a_rule_is_about_them() {
+    let policy = document("preset public-only\ndeny http GET a.example/x").policy;
+    let (host, other) = (name("a.example"), name("b.example"));
+    let flow = Flow::tcp("1.1.1.1".parse().unwrap(), 443);
+    let reads = |bound: &[Name], claim| {
+        policy.reads_requests(&flow, &Names { bound, claim }) != Reads::Never
+    };
+    assert!(reads(&[], Claim::Name(&host)));
+    assert!(reads(std::slice::from_ref(&host), Claim::Name(&other)));
+    assert!(!reads(&[], Claim::Name(&other)));
+    assert!(!reads(&[], Claim::Absent));
+}
+
+#[test]
+fn mistakes_in_rules_are_pointed_at() {
+    for (text, says) in [
+        ("deny http GET a.example/../x", "is no pattern of paths"),
+        ("deny http GET example/x", "`any` host or a domain name"),
+        ("deny http get a.example/x", "`any` host or a domain name"),
+        ("deny in http any", "not read"),
+        ("deny http GET 10.0.0.0/8", "is not a domain name"),
+        ("expect deny http a.example/x", "a method"),
+    ] {
+        let error = text.parse::<Document>().expect_err(text).to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}

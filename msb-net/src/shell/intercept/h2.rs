@@ -1,0 +1,437 @@
+//! HTTP/2 between two connections (RFC 9113), with the `h2` crate at both ends.
+//!
+//! Each request of the guest becomes one of the server's connection that belongs to
+//! this flow, and a task. Windows are opened as far as the other side takes what
+//! came, so that whoever is slow stops the other, and nothing else.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Connection;
+use super::relay::PAUSE;
+use crate::http::body::drop_from_trailer;
+use crate::http::head::{
+    Fault, Field, Fields, MAX_FIELDS, MAX_HEAD, Request, Response, strip_hop_by_hop,
+};
+use crate::http::session::{Decision, Problem, ResponseBody, Session};
+use crate::secret::substitute::Body;
+
+/// Requests under way on one connection: what servers allow.
+const MAX_STREAMS: u32 = 128;
+
+/// Bytes of one body that may be on their way.
+const WINDOW: u32 = 256 * 1024;
+
+/// Bytes of all bodies of a connection that may be on their way.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// What the streams of a connection share.
+struct Streams {
+    connection: Connection,
+    session: RefCell<Session>,
+}
+
+/// Why a stream ended early: which of its ends is to be told what.
+struct Broken(Reason);
+
+impl From<h2::Error> for Broken {
+    fn from(error: h2::Error) -> Self {
+        Self(error.reason().unwrap_or(Reason::INTERNAL_ERROR))
+    }
+}
+
+/// Serves the connection until the guest ends it, or the server.
+pub(super) async fn run(
+    connection: Connection,
+    session: Session,
+    guest: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    server: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) {
+    let client = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEAD as u32)
+        .handshake::<_, Bytes>(server);
+    let accept = h2::server::Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .handshake::<_, Bytes>(guest);
+    let Ok(((requests, driver), mut guest)) = tokio::try_join!(client, accept) else {
+        return;
+    };
+    let mut driver = tokio::task::spawn_local(driver);
+    let streams = Rc::new(Streams {
+        connection,
+        session: RefCell::new(session),
+    });
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            next = guest.accept() => {
+                let Some(Ok((request, respond))) = next else { break };
+                let (streams, requests) = (Rc::clone(&streams), requests.clone());
+                tokio::task::spawn_local(async move {
+                    streams.exchange(requests, request, respond).await;
+                });
+            }
+            // The server goes: requests under way end as they do, no new ones come.
+            _ = &mut driver, if !closing => {
+                closing = true;
+                guest.graceful_shutdown();
+            }
+        }
+    }
+}
+
+impl Streams {
+    /// Serves one request.
+    async fn exchange(
+        &self,
+        requests: SendRequest<Bytes>,
+        request: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
+        let (parts, upload) = request.into_parts();
+        let decided = match read_request(&parts) {
+            Ok(mut request) => {
+                let decision = self.session.borrow_mut().request(&mut request);
+                match decision {
+                    Decision::Forward(body) => Ok((request, body)),
+                    Decision::Answer(problem) => Err(problem),
+                }
+            }
+            Err(fault) => Err(self.session.borrow_mut().fault(fault)),
+        };
+        self.tell();
+        let result = match decided {
+            Ok((request, body)) => {
+                self.forward(requests, (request, body), upload, &mut respond)
+                    .await
+            }
+            Err(problem) => answer(&mut respond, &problem),
+        };
+        if let Err(Broken(reason)) = result {
+            respond.send_reset(reason);
+        }
+        self.tell();
+        let stale = self.session.borrow_mut().take_stale();
+        if stale {
+            let grants = self.connection.grants().await;
+            self.session.borrow_mut().renew(grants);
+        }
+    }
+
+    fn tell(&self) {
+        self.connection.tell(&mut self.session.borrow_mut());
+    }
+
+    async fn forward(
+        &self,
+        requests: SendRequest<Bytes>,
+        (request, body): (Request, Option<Body>),
+        upload: RecvStream,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<(), Broken> {
+        let (method, path) = (request.method.clone(), request.path().to_owned());
+        let ends = upload.is_end_stream();
+        let Some(outgoing) = write_request(&request, body.is_some() && !ends) else {
+            let problem = self.session.borrow_mut().fault(Fault::Malformed);
+            return answer(respond, &problem);
+        };
+        let Ok(mut requests) = requests.ready().await else {
+            return answer(respond, &Problem::bad_gateway("it takes no more requests"));
+        };
+        let (response, sending) = requests.send_request(outgoing, ends)?;
+        let sending_body = async {
+            if ends {
+                return Ok::<_, Broken>(());
+            }
+            let used = send_up(upload, sending, body).await?;
+            self.session.borrow_mut().used(&used, &method, &path);
+            Ok(())
+        };
+        let answering = async {
+            let response = match response.await {
+                Ok(response) => response,
+                Err(error) if error.is_reset() => return Err(error.into()),
+                Err(_) => {
+                    let problem = Problem::bad_gateway("it closed the connection");
+                    return answer(respond, &problem);
+                }
+            };
+            self.pass_on(response, respond).await
+        };
+        // A response may come, and end, while the request is still on its way.
+        let (mut sending_body, mut answering) = (Box::pin(sending_body), Box::pin(answering));
+        tokio::select! {
+            sent = &mut sending_body => {
+                sent?;
+                answering.await
+            }
+            answered = &mut answering => answered,
+        }
+    }
+
+    async fn pass_on(
+        &self,
+        response: http::Response<RecvStream>,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<(), Broken> {
+        let (parts, mut body) = response.into_parts();
+        let mut head = Response {
+            status: parts.status.as_u16(),
+            fields: read_fields(&parts.headers),
+        };
+        strip_hop_by_hop(&mut head.fields);
+        let change = self.session.borrow_mut().response(&mut head);
+        let mut change = match change {
+            Ok(change) => change,
+            Err(problem) => return answer(respond, &problem),
+        };
+        let ends = body.is_end_stream();
+        if change.changes_length() && !ends {
+            head.fields.remove("content-length");
+        }
+        let mut outgoing = http::Response::new(());
+        *outgoing.status_mut() = parts.status;
+        *outgoing.headers_mut() =
+            write_fields(&head.fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
+        let mut sending = respond.send_response(outgoing, ends)?;
+        if ends {
+            return Ok(());
+        }
+        let result = send_down(&mut body, &mut sending, &mut change).await;
+        if let Err(Broken(reason)) = &result {
+            sending.send_reset(*reason);
+        }
+        result
+    }
+}
+
+/// Sends a body to the server; returns which secrets it got.
+async fn send_up(
+    mut from: RecvStream,
+    mut to: SendStream<Bytes>,
+    mut body: Option<Body>,
+) -> Result<Vec<usize>, Broken> {
+    while let Some(piece) = from.data().await {
+        let piece = piece?;
+        let length = piece.len();
+        let piece = match &mut body {
+            Some(body) => {
+                let mut out = Vec::new();
+                body.push(&piece, &mut out);
+                out.into()
+            }
+            None => piece,
+        };
+        send(&mut to, piece).await?;
+        from.flow_control().release_capacity(length)?;
+    }
+    let mut used = Vec::new();
+    if let Some(mut body) = body {
+        let mut out = Vec::new();
+        body.finish(&mut out);
+        used = body.used().to_vec();
+        send(&mut to, out.into()).await?;
+    }
+    finish(&mut to, trailers(&mut from).await?)?;
+    Ok(used)
+}
+
+/// Sends a body to the guest.
+async fn send_down(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    change: &mut ResponseBody,
+) -> Result<(), Broken> {
+    loop {
+        let next = if change.holds_back() {
+            match tokio::time::timeout(PAUSE, from.data()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    let mut out = Vec::new();
+                    change.pause(&mut out);
+                    send(to, out.into()).await?;
+                    from.data().await
+                }
+            }
+        } else {
+            from.data().await
+        };
+        let Some(piece) = next else { break };
+        let piece = piece?;
+        let length = piece.len();
+        let piece = if change.changes_length() {
+            let mut out = Vec::new();
+            let pushed = change.push(&piece, &mut out);
+            pushed.map_err(|_| Broken(Reason::INTERNAL_ERROR))?;
+            out.into()
+        } else {
+            piece
+        };
+        send(to, piece).await?;
+        from.flow_control().release_capacity(length)?;
+    }
+    let mut last = trailers(from).await?.unwrap_or_default();
+    let mut out = Vec::new();
+    let finished = change.finish(&mut last, &mut out);
+    send(to, out.into()).await?;
+    finished.map_err(|_| Broken(Reason::INTERNAL_ERROR))?;
+    finish(to, Some(last))
+}
+
+async fn trailers(from: &mut RecvStream) -> Result<Option<Fields>, Broken> {
+    let headers = from.trailers().await?;
+    Ok(headers.map(|headers| {
+        let mut fields = read_fields(&headers);
+        drop_from_trailer(&mut fields);
+        fields
+    }))
+}
+
+/// Sends a piece as the window opens.
+async fn send(to: &mut SendStream<Bytes>, mut piece: Bytes) -> Result<(), Broken> {
+    while !piece.is_empty() {
+        to.reserve_capacity(piece.len());
+        let capacity = match poll_fn(|cx| to.poll_capacity(cx)).await {
+            Some(capacity) => capacity?,
+            None => return Err(Broken(Reason::CANCEL)),
+        };
+        let now = piece.split_to(capacity.min(piece.len()));
+        if !now.is_empty() {
+            to.send_data(now, false)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends a body, with trailers if there are any.
+fn finish(to: &mut SendStream<Bytes>, trailers: Option<Fields>) -> Result<(), Broken> {
+    match trailers.filter(|fields| !fields.0.is_empty()) {
+        Some(fields) => {
+            let headers = write_fields(&fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
+            to.send_trailers(headers)?;
+        }
+        None => to.send_data(Bytes::new(), true)?,
+    }
+    Ok(())
+}
+
+fn answer(respond: &mut SendResponse<Bytes>, problem: &Problem) -> Result<(), Broken> {
+    let mut outgoing = http::Response::new(());
+    let status = http::StatusCode::from_u16(problem.status);
+    *outgoing.status_mut() = status.unwrap_or(http::StatusCode::BAD_GATEWAY);
+    let headers = outgoing.headers_mut();
+    let kind = HeaderValue::from_static("application/problem+json");
+    headers.insert(http::header::CONTENT_TYPE, kind);
+    let mut sending = respond.send_response(outgoing, false)?;
+    sending.send_data(Bytes::from(problem.body.clone()), true)?;
+    Ok(())
+}
+
+/// Reads what RFC 9113, 8.3.1, says about requests: the authority is the Host.
+fn read_request(parts: &http::request::Parts) -> Result<Request, Fault> {
+    let authority = parts.uri.authority().map(ToString::to_string);
+    let hosts: Vec<_> = parts.headers.get_all(http::header::HOST).iter().collect();
+    let authority = match (authority, &hosts[..]) {
+        (Some(authority), []) => authority,
+        (Some(authority), [host]) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
+            authority
+        }
+        (None, [host]) => host.to_str().map_err(|_| Fault::Host)?.to_owned(),
+        _ => return Err(Fault::Host),
+    };
+    if authority.contains('@')
+        || parts
+            .uri
+            .scheme_str()
+            .is_some_and(|scheme| scheme != "https")
+    {
+        return Err(Fault::Host);
+    }
+    let target = match parts.uri.path_and_query() {
+        Some(target) => target.as_str().to_owned(),
+        None if parts.method == Method::CONNECT => authority.clone(),
+        None => return Err(Fault::Target),
+    };
+    let lower = parts
+        .method
+        .as_str()
+        .bytes()
+        .any(|b| b.is_ascii_lowercase());
+    let rooted = target.starts_with('/') || target == "*" || parts.method == Method::CONNECT;
+    if lower || !rooted || !target.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Fault::Target);
+    }
+    if parts.headers.len() > MAX_FIELDS {
+        return Err(Fault::TooLarge);
+    }
+    let mut fields = read_fields(&parts.headers);
+    // What only HTTP/1 has must not come (RFC 9113, 8.2.2).
+    let foreign = ["connection", "transfer-encoding", "upgrade", "keep-alive"];
+    if foreign.iter().any(|name| fields.all(name).next().is_some())
+        || fields.all("content-length").count() > 1
+    {
+        return Err(Fault::Malformed);
+    }
+    strip_hop_by_hop(&mut fields);
+    fields.remove("host");
+    Ok(Request {
+        method: parts.method.as_str().into(),
+        authority,
+        target,
+        fields,
+    })
+}
+
+fn read_fields(headers: &HeaderMap) -> Fields {
+    let field = |(name, value): (&HeaderName, &HeaderValue)| {
+        Field::new(name.as_str(), value.as_bytes().trim_ascii())
+    };
+    Fields(headers.iter().map(field).collect())
+}
+
+fn write_fields(fields: &Fields) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::with_capacity(fields.0.len());
+    for field in &fields.0 {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let mut value = HeaderValue::from_bytes(&field.value).ok()?;
+        // Credentials are not kept in the compression's table.
+        value.set_sensitive(matches!(
+            &field.name[..],
+            "authorization" | "proxy-authorization" | "cookie" | "x-api-key"
+        ));
+        headers.append(name, value);
+    }
+    Some(headers)
+}
+
+fn write_request(request: &Request, new_length: bool) -> Option<http::Request<()>> {
+    let uri = Uri::builder()
+        .scheme("https")
+        .authority(request.authority.as_str())
+        .path_and_query(request.target.as_str())
+        .build()
+        .ok()?;
+    let mut outgoing = http::Request::new(());
+    *outgoing.method_mut() = Method::from_bytes(request.method.as_bytes()).ok()?;
+    *outgoing.uri_mut() = uri;
+    *outgoing.version_mut() = Version::HTTP_2;
+    *outgoing.headers_mut() = write_fields(&request.fields)?;
+    if new_length {
+        outgoing.headers_mut().remove(http::header::CONTENT_LENGTH);
+    }
+    Some(outgoing)
+}

@@ -1,0 +1,220 @@
+//! Servers that play the named host, and the authority that vouches for them.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_rustls::TlsAcceptor;
+
+/// An authority that the gateway trusts in these tests.
+pub(crate) struct Outside {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// What a server saw: the heads of its requests.
+pub(crate) type Seen = Arc<Mutex<Vec<String>>>;
+
+impl Outside {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
+        Self { issuer }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        use rustls::pki_types::CertificateDer;
+        let der: &CertificateDer<'_> = self.issuer.der();
+        let text: String = base64(der);
+        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+    }
+
+    pub(crate) fn config(&self, name: &str, protocol: &[u8]) -> Arc<ServerConfig> {
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Arc::new(config)
+    }
+}
+
+/// Base64 by hand: the tests' own, to check others against.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let mut bits = [0; 4];
+        bits[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(bits);
+        for place in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * place)) as usize & 63];
+            text.push(if place > group.len() {
+                '='
+            } else {
+                letter.into()
+            });
+        }
+    }
+    text
+}
+
+fn listen() -> (TcpListener, u16) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// Serves for as long as the test's process lives.
+fn serve<F: Future<Output = ()> + 'static>(
+    config: Option<Arc<ServerConfig>>,
+    serve: impl Fn(Box<dyn Stream>, Seen) -> F + Send + Copy + 'static,
+) -> (u16, Seen) {
+    let (listener, port) = listen();
+    let seen = Seen::default();
+    let shared = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (config, seen) = (config.clone(), Arc::clone(&shared));
+                tokio::task::spawn_local(async move {
+                    match config {
+                        None => serve(Box::new(stream), seen).await,
+                        Some(config) => {
+                            if let Ok(tls) = TlsAcceptor::from(config).accept(stream).await {
+                                serve(Box::new(tls), seen).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+    });
+    (port, seen)
+}
+
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// A server of HTTP/1.1 that reflects the Authorization field in every way, and
+/// answers 401 to a path that says so.
+pub(crate) fn h1(config: Option<Arc<ServerConfig>>) -> (u16, Seen) {
+    serve(config, |mut stream, seen| async move {
+        let mut input = Vec::new();
+        loop {
+            while !input.windows(4).any(|four| four == b"\r\n\r\n") {
+                let mut piece = [0; 4096];
+                match stream.read(&mut piece).await {
+                    Ok(length @ 1..) => input.extend_from_slice(&piece[..length]),
+                    _ => return,
+                }
+            }
+            let end = input
+                .windows(4)
+                .position(|four| four == b"\r\n\r\n")
+                .unwrap()
+                + 4;
+            let head: Vec<u8> = input.drain(..end).collect();
+            let head = String::from_utf8(head).unwrap();
+            let credential = credential(&head);
+            let status = if head.starts_with("GET /401") {
+                401
+            } else {
+                200
+            };
+            seen.lock().unwrap().push(head);
+            let body = reflection(&credential);
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status} X\r\nX-Echo: {credential}\r\nContent-Length: {length}\r\n\r\n"
+            );
+            for piece in [head.as_bytes(), body.as_bytes()] {
+                for byte in piece {
+                    // Each byte in a record of its own.
+                    stream.write_all(&[*byte]).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+            }
+        }
+    })
+}
+
+fn credential(head: &str) -> String {
+    let line = head
+        .lines()
+        .find(|line| line.starts_with("authorization: "));
+    line.map_or("none", |line| &line["authorization: Bearer ".len()..])
+        .into()
+}
+
+pub(crate) fn reflection(credential: &str) -> String {
+    let shifted = |by: &str| base64(format!("{by}{credential}").as_bytes());
+    let hex: String = credential
+        .bytes()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let percent: String = credential
+        .bytes()
+        .map(|byte| format!("%{byte:02X}"))
+        .collect();
+    format!(
+        "{credential} {} {} {} {hex} {percent}",
+        shifted(""),
+        shifted("a"),
+        shifted("ab")
+    )
+}
+
+/// A server of HTTP/2 that does the same, with the credential in the trailer too.
+pub(crate) fn h2(config: Arc<ServerConfig>) -> (u16, Seen) {
+    serve(Some(config), |stream, seen| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let seen = Arc::clone(&seen);
+            tokio::task::spawn_local(async move {
+                let (parts, mut upload) = request.into_parts();
+                let mut length = 0;
+                while let Some(Ok(piece)) = upload.data().await {
+                    length += piece.len();
+                    let _ = upload.flow_control().release_capacity(piece.len());
+                }
+                let credential = parts.headers.get("authorization");
+                let credential = credential.map_or("none", |value| value.to_str().unwrap());
+                let credential = credential.trim_start_matches("Bearer ").to_owned();
+                let line = format!("{} {} {length} {credential}", parts.method, parts.uri);
+                seen.lock().unwrap().push(line);
+                let response = http::Response::builder().header("x-echo", &credential);
+                let mut body = respond
+                    .send_response(response.body(()).unwrap(), false)
+                    .unwrap();
+                for byte in reflection(&credential).into_bytes() {
+                    body.send_data(Bytes::copy_from_slice(&[byte]), false)
+                        .unwrap();
+                }
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", credential.parse().unwrap());
+                body.send_trailers(trailers).unwrap();
+            });
+        }
+    })
+}
