@@ -201,7 +201,7 @@ impl Default for Limits {
 
 /// Names one flow; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FlowId(u64);
+pub struct FlowId(pub(crate) u64);
 
 impl FlowId {
     /// Returns the number that stands for the flow in logs.

@@ -381,3 +381,41 @@ async fn secure(connection: Connection, guest: UnixStream, server: UnixStream) {
         relay::run(&connection, session, guest, server).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::gateway::FlowId;
+
+    /// Whoever stops a network may rely on it that nothing of it talks any more.
+    #[test]
+    fn the_thread_and_its_connections_end_with_it() {
+        let policy: Policy = "preset allow-all\ndeny http DELETE any".parse().unwrap();
+        let own = Intercepted {
+            flow: FlowId(1),
+            facts: crate::policy::Flow::tcp([192, 0, 2, 1].into(), 80),
+            host: Some("a.example".parse().unwrap()),
+            bound: Vec::new(),
+            secure: false,
+        };
+        let (events, _listener) = mpsc::channel(8);
+        let interception = Interception::default();
+        let (mut interceptor, _) =
+            Interceptor::spawn(interception, Arc::new(policy), events).unwrap();
+        let mut ends = Vec::new();
+        for _ in 0..3 {
+            let [(guest, ours), (server, theirs)] = [(); 2].map(|()| StdStream::pair().unwrap());
+            for end in [&guest, &server, &ours, &theirs] {
+                end.set_nonblocking(true).unwrap();
+            }
+            interceptor.take(own.clone(), ours, theirs.into()).unwrap();
+            ends.extend([guest, server]);
+        }
+        drop(interceptor);
+        for mut end in ends {
+            assert_eq!(end.read(&mut [0]).unwrap(), 0, "it is closed already");
+        }
+    }
+}
