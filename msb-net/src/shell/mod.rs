@@ -135,7 +135,7 @@ impl Network {
         let intercept = options.interception.wanted(&policy);
         let (interceptor, handout) = match intercept.is_some() {
             true => {
-                let (policy, events) = (Arc::clone(&policy), feed.sender.clone());
+                let (policy, events) = (Arc::clone(&policy), feed.sink.clone());
                 let (own, handout) = Interceptor::spawn(options.interception, policy, events)?;
                 (Some(own), handout)
             }
@@ -226,11 +226,29 @@ impl Drop for Network {
     }
 }
 
-/// The driver's end of the events.
-struct Feed {
+/// Where events go, for as many threads as there are.
+#[derive(Clone, Debug)]
+struct Sink {
     sender: tokio::sync::mpsc::UnboundedSender<Entry>,
     /// How many wait: bounded, but for what is told at the end.
     waiting: Arc<AtomicUsize>,
+}
+
+impl Sink {
+    fn has_room(&self) -> bool {
+        // Nobody listens any more: what is pushed goes nowhere.
+        self.sender.is_closed() || self.waiting.load(Ordering::SeqCst) < MAX_EVENTS
+    }
+
+    fn push(&self, entry: Entry) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _ = self.sender.send(entry);
+    }
+}
+
+/// The driver's end of the events.
+struct Feed {
+    sink: Sink,
     starved: Arc<AtomicBool>,
     capture: Option<Capture>,
     /// What of each frame is no part of it.
@@ -240,18 +258,16 @@ struct Feed {
 impl Feed {
     /// Tells whether an event can be pushed; if not, the driver is woken when one can.
     fn has_room(&self) -> bool {
-        // Nobody listens any more: what is pushed goes nowhere.
-        if self.sender.is_closed() || self.waiting.load(Ordering::SeqCst) < MAX_EVENTS {
+        if self.sink.has_room() {
             return true;
         }
         self.starved.store(true, Ordering::SeqCst);
         // It may have been emptied between the two.
-        self.waiting.load(Ordering::SeqCst) < MAX_EVENTS
+        self.sink.has_room()
     }
 
     fn push(&self, entry: Entry) {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let _ = self.sender.send(entry);
+        self.sink.push(entry);
     }
 
     fn capture(&mut self, frame: &[u8], from_guest: bool) {
@@ -322,8 +338,10 @@ fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
     let waiting = Arc::new(AtomicUsize::new(0));
     let starved = Arc::new(AtomicBool::new(false));
     let feed = Feed {
-        sender,
-        waiting: Arc::clone(&waiting),
+        sink: Sink {
+            sender,
+            waiting: Arc::clone(&waiting),
+        },
         starved: Arc::clone(&starved),
         capture: None,
         skip: 0,

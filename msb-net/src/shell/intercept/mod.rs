@@ -17,13 +17,13 @@ mod relay;
 mod tls;
 mod vault;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +37,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use self::authority::Authority;
 use self::tls::Configs;
 use self::vault::Vault;
+use super::Sink;
 use crate::gateway::{Event, Intercept, Intercepted};
 use crate::http::session::{Context, Note, Session};
 use crate::journal::Entry;
@@ -96,8 +97,8 @@ struct Shared {
     vault: Vault,
     authority: RefCell<Authority>,
     configs: Configs,
-    events: mpsc::Sender<Entry>,
-    lost: AtomicU64,
+    events: Sink,
+    lost: Cell<u64>,
 }
 
 /// One connection.
@@ -129,7 +130,7 @@ impl Interceptor {
     pub(super) fn spawn(
         interception: Interception,
         policy: Arc<Policy>,
-        events: mpsc::Sender<Entry>,
+        events: Sink,
     ) -> Result<(Self, Handout), Error> {
         if interception.secrets.len() > MAX_SECRETS {
             return Err(Error::TooManySecrets { max: MAX_SECRETS });
@@ -160,8 +161,9 @@ impl Interceptor {
                 authority: RefCell::new(authority),
                 configs,
                 events,
-                lost: AtomicU64::new(0),
+                lost: Cell::new(0),
             });
+            let last = Rc::clone(&shared);
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, async move {
                 while let Some(job) = inbox.recv().await {
@@ -174,6 +176,7 @@ impl Interceptor {
             });
             // Connections end here, wherever they are.
             drop(local);
+            last.tell_lost();
             // A file that a reading hangs in, on a network's file system for one,
             // is not waited for.
             runtime.shutdown_background();
@@ -223,21 +226,27 @@ impl Drop for Interceptor {
 
 impl Shared {
     fn tell(&self, own: &Intercepted, host: Option<&Name>, note: Note) {
-        let at = SystemTime::now();
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let event = Event::Lost(lost);
-            if self.events.try_send(Entry { at, event }).is_err() {
-                self.lost.fetch_add(lost, Ordering::Relaxed);
-            }
+        if !self.events.has_room() {
+            self.lost.set(self.lost.get() + 1);
+            return;
         }
+        self.tell_lost();
+        let at = SystemTime::now();
         let event = Event::Request {
             flow: own.flow,
             host: host.cloned(),
             note,
         };
-        if self.events.try_send(Entry { at, event }).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        self.events.push(Entry { at, event });
+    }
+
+    /// Tells how many events nobody took in time.
+    fn tell_lost(&self) {
+        let lost = self.lost.take();
+        if lost > 0 {
+            let at = SystemTime::now();
+            let event = Event::Lost(lost);
+            self.events.push(Entry { at, event });
         }
     }
 }
@@ -400,7 +409,9 @@ mod tests {
             bound: Vec::new(),
             secure: false,
         };
-        let (events, _listener) = mpsc::channel(8);
+        let (sender, _listener) = mpsc::unbounded_channel();
+        let waiting = Arc::default();
+        let events = Sink { sender, waiting };
         let interception = Interception::default();
         let (mut interceptor, _) =
             Interceptor::spawn(interception, Arc::new(policy), events).unwrap();
