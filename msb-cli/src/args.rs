@@ -5,6 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod life;
+
+pub(crate) use self::life::{
+    CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StopArgs,
+};
 use crate::size::parse_mebibytes;
 
 /// Run container images in microVMs: no server, no daemon, no root.
@@ -29,6 +34,33 @@ pub(crate) enum Command {
     /// public addresses, and neither this host nor its networks, unless the
     /// network flags say otherwise.
     Run(Box<RunArgs>),
+    /// Make a sandbox and start it in the background
+    Create(Box<CreateArgs>),
+    /// Run a program in a sandbox that runs
+    Exec(ExecArgs),
+    /// Open a shell in a sandbox that runs
+    #[command(visible_alias = "sh")]
+    Shell(ShellArgs),
+    /// Start sandboxes that are stopped; their files are as they were left
+    Start(NamesArgs),
+    /// Stop sandboxes in order
+    Stop(StopArgs),
+    /// Stop sandboxes in order and start them again
+    Restart(StopArgs),
+    /// Stop sandboxes at once
+    Kill(NamesArgs),
+    /// Remove sandboxes and their files
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
+    /// List sandboxes
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// List sandboxes that run
+    Ps(LsArgs),
+    /// Tell everything about sandboxes, as JSON
+    Inspect(NamesArgs),
+    /// Print what the program of a detached sandbox wrote
+    Logs(LogsArgs),
     /// Fetch an image from a registry, or import it from an archive
     Pull(PullArgs),
     /// List or remove images
@@ -49,8 +81,42 @@ Examples:
   msb run -it debian -- bash
   echo data | msb run busybox -- wc -c
   msb run -m 1G -c 2 -e MODE=test -w /app myimage
+  msb run --name app -d -p 8080:80 nginx
   msb run --net none --net-rule \"allow tcp 443 api.github.com\" --net-log - debian -- bash")]
 pub(crate) struct RunArgs {
+    /// Name of the sandbox, which is kept when it ends unless --rm is given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Leave it running in the background, and print its name
+    #[arg(short = 'd', long, conflicts_with_all = ["interactive", "tty", "net_log"])]
+    pub(crate) detach: bool,
+    /// Remove the sandbox when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Pass standard input on even when it is a terminal
+    #[arg(short = 'i', long)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+    /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…
+    pub(crate) image: String,
+    /// Program and arguments to run instead of the image's own
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<std::ffi::OsString>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+}
+
+/// What a new sandbox is like, but for its network.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SandboxArgs {
     /// Virtual CPUs
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u8,
@@ -66,12 +132,6 @@ pub(crate) struct RunArgs {
     /// User in the guest: a name or id, optionally with :GROUP
     #[arg(short = 'u', long, value_name = "USER")]
     pub(crate) user: Option<String>,
-    /// Pass standard input on even when it is a terminal
-    #[arg(short = 'i', long)]
-    pub(crate) interactive: bool,
-    /// Give the program a terminal
-    #[arg(short = 't', long)]
-    pub(crate) tty: bool,
     /// Keep what the guest writes on a disk of this size instead of in its memory
     #[arg(long, value_name = "SIZE", value_parser = parse_mebibytes)]
     pub(crate) disk: Option<u32>,
@@ -87,17 +147,6 @@ pub(crate) struct RunArgs {
     /// Print nothing but the program's output and errors
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
-    /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…
-    pub(crate) image: String,
-    /// Program and arguments to run instead of the image's own
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
-    pub(crate) command: Vec<std::ffi::OsString>,
-    #[command(flatten)]
-    pub(crate) network: NetworkArgs,
 }
 
 /// The network flags of `msb run`.
@@ -142,9 +191,6 @@ pub(crate) struct NetworkArgs {
     /// Write what the network decides to FILE, or to standard error if FILE is "-"
     #[arg(long, value_name = "FILE")]
     pub(crate) net_log: Option<PathBuf>,
-    /// Write every frame of the guest's link to FILE, for Wireshark and its kin (pcapng)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pcap: Option<PathBuf>,
     /// Write the network's log as lines of JSON
     #[arg(long, requires = "net_log")]
     pub(crate) json: bool,

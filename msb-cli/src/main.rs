@@ -8,7 +8,10 @@ mod args;
 mod commands;
 mod network;
 mod progress;
+mod sandbox;
+mod session;
 mod size;
+mod table;
 mod terminal;
 
 use std::process::ExitCode;
@@ -56,6 +59,18 @@ fn main() -> ExitCode {
 async fn dispatch(args: Args) -> Result<u8, Failure> {
     match args.command {
         Command::Run(run) => commands::run::run(*run).await,
+        Command::Create(create) => commands::create::run(*create).await,
+        Command::Exec(exec) => commands::exec::run(exec).await,
+        Command::Shell(shell) => commands::shell::run(shell).await,
+        Command::Start(names) => commands::start::run(names).await,
+        Command::Stop(stop) => commands::stop::run(stop).await,
+        Command::Restart(stop) => commands::restart::run(stop).await,
+        Command::Kill(names) => commands::kill::run(names).await,
+        Command::Rm(rm) => commands::rm::run(rm).await,
+        Command::Ls(ls) => commands::ls::run(ls, true).await,
+        Command::Ps(ls) => commands::ls::run(ls, false).await,
+        Command::Inspect(names) => commands::inspect::run(names).await,
+        Command::Logs(logs) => commands::logs::run(logs).await,
         Command::Pull(pull) => commands::pull::run(pull).await,
         Command::Image(image) => commands::image::run(image).await,
         Command::Policy(policy) => commands::policy::run(policy),

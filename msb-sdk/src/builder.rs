@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use msb_guest_agent::wire::FrameDecoder;
@@ -18,8 +18,9 @@ use crate::link::Link;
 use crate::network::{NetworkLimits, NetworkPolicy};
 use crate::patch::Patch;
 use crate::progress::Progress;
+use crate::record::Record;
 use crate::sandbox::Sandbox;
-use crate::spec::SandboxSpec;
+use crate::spec::{DEFAULT_DISK_MIB, SandboxSpec};
 use crate::state::{self, SandboxDir};
 use crate::supervisor;
 
@@ -33,6 +34,7 @@ pub struct SandboxBuilder {
     pull: PullPolicy,
     home: Option<Home>,
     progress: Option<OnProgress>,
+    keep: Option<bool>,
 }
 
 impl SandboxBuilder {
@@ -42,6 +44,7 @@ impl SandboxBuilder {
             pull: PullPolicy::Missing,
             home: None,
             progress: None,
+            keep: None,
         }
     }
 
@@ -110,13 +113,6 @@ impl SandboxBuilder {
         self
     }
 
-    /// Writes every frame between the guest and its network to a file, for Wireshark and
-    /// its kin (pcapng). Only its owner may read it; it ends at a gibibyte.
-    pub fn capture(mut self, file: impl Into<PathBuf>) -> Self {
-        self.spec.capture = Some(file.into());
-        self
-    }
-
     /// Offers a TCP port of the guest on a port of the host's loopback address; 0 is any
     /// port that is free, which [`Sandbox::ports`] tells.
     pub fn port(self, host: u16, guest: u16) -> Self {
@@ -164,6 +160,21 @@ impl SandboxBuilder {
         self
     }
 
+    /// Runs a program at each start, beside those that come later; the image's own if there
+    /// are no words. It gets no input, and what it writes is in the sandbox's
+    /// [logs](crate::SandboxHandle::logs). When it ends, the sandbox goes on.
+    pub fn command<W: Into<String>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
+        self.spec.command = Some(words.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Whether the sandbox and its disk stay when it is stopped, to be started again; as
+    /// long as nothing else is said, a detached one is kept and an attached one is not.
+    pub fn keep(mut self, keep: bool) -> Self {
+        self.keep = Some(keep);
+        self
+    }
+
     /// Where state lies; [`Home::from_env`] when not set.
     pub fn home(mut self, home: Home) -> Self {
         self.home = Some(home);
@@ -186,32 +197,30 @@ impl SandboxBuilder {
     /// Wrong settings, an image that can't be had, a host that lacks something:
     /// see [`Error`]. Nothing is left behind.
     pub async fn create(self) -> Result<Sandbox, Error> {
-        // Fetching and starting are blocking work.
-        let (spec, image, socket, ready) =
-            tokio::task::spawn_blocking(move || self.create_blocking())
-                .await
-                .map_err(|error| Error::Supervisor {
-                    source: io::Error::other(error),
-                })??;
-        let link = Link::start(socket)?;
-        Ok(Sandbox {
-            spec,
-            image,
-            link,
-            report: ready.into(),
-        })
+        self.create_as(true).await
     }
 
-    fn create_blocking(mut self) -> Result<(SandboxSpec, Image, UnixStream, Ready), Error> {
-        self.spec.validate()?;
-        if let Some(file) = &mut self.spec.capture {
-            // The supervisor has another working folder.
-            *file = std::path::absolute(&*file).map_err(|error| Error::InvalidSetting {
-                setting: "the capture",
-                value: file.display().to_string(),
-                reason: error.to_string(),
-            })?;
+    /// As [`SandboxBuilder::create`], for a sandbox that goes on when this process ends, and
+    /// when what is returned is dropped. [`Sandbox::get`] finds it by its name.
+    ///
+    /// # Errors
+    /// As [`SandboxBuilder::create`].
+    pub async fn create_detached(self) -> Result<Sandbox, Error> {
+        self.create_as(false).await
+    }
+
+    async fn create_as(mut self, attached: bool) -> Result<Sandbox, Error> {
+        let keep = self.keep.unwrap_or(!attached);
+        if keep {
+            self.spec.disk_mib.get_or_insert(DEFAULT_DISK_MIB);
         }
+        // Fetching and starting are blocking work.
+        let started = move || self.create_blocking(attached, keep);
+        blocking(started).await?.sandbox()
+    }
+
+    fn create_blocking(self, attached: bool, keep: bool) -> Result<Started, Error> {
+        self.spec.validate()?;
         let home = match self.home {
             Some(home) => home,
             None => Home::from_env()?,
@@ -223,27 +232,105 @@ impl SandboxBuilder {
         })?;
         state::sweep(&home);
         let dir = SandboxDir::create(&home, &self.spec.name)?;
-        let launch = Launch {
-            spec: self.spec.clone(),
-            image: image.digest().to_string(),
-            home: home.path().to_owned(),
-            kernel: bundle.kernel,
-            initramfs: bundle.initramfs,
+        let record = Record::new(self.spec, image.digest().to_string(), keep);
+        let start = Start {
+            home,
+            bundle,
+            record,
+            image,
+            attached,
+            fresh: true,
         };
-        let mut socket = supervisor::spawn(&dir)?;
+        start.run(dir, &*progress)
+    }
+}
+
+/// Everything that the start of a sandbox takes.
+pub(crate) struct Start {
+    pub(crate) home: Home,
+    pub(crate) bundle: GuestBundle,
+    pub(crate) record: Record,
+    pub(crate) image: Image,
+    pub(crate) attached: bool,
+    /// Whether it has never run.
+    pub(crate) fresh: bool,
+}
+
+/// A sandbox that runs, before anything of this process looks after it.
+pub(crate) struct Started {
+    pub(crate) spec: SandboxSpec,
+    pub(crate) image: Image,
+    pub(crate) socket: UnixStream,
+    pub(crate) ready: Ready,
+    pub(crate) attached: bool,
+}
+
+impl Started {
+    /// Must be called in a tokio runtime.
+    pub(crate) fn sandbox(self) -> Result<Sandbox, Error> {
+        Ok(Sandbox {
+            spec: self.spec,
+            image: self.image,
+            link: Link::start(self.socket)?,
+            report: self.ready.into(),
+            attached: self.attached,
+        })
+    }
+}
+
+impl Start {
+    /// Starts the sandbox in its folder.
+    pub(crate) fn run(
+        self,
+        dir: SandboxDir,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Started, Error> {
+        if self.fresh {
+            self.record.write(dir.path())?;
+        }
+        let launch = Launch {
+            spec: self.record.spec.clone(),
+            image: self.record.image.clone(),
+            home: self.home.path().to_owned(),
+            kernel: self.bundle.kernel,
+            initramfs: self.bundle.initramfs,
+            attached: self.attached,
+            keep: self.record.keep,
+            fresh: self.fresh,
+        };
+        let mut socket = supervisor::spawn(&dir, self.attached)?;
         let started = control::send_launch(&mut socket, &launch)
             .map_err(|source| Error::Supervisor { source })
-            .and_then(|()| await_ready(&mut socket, &*progress));
+            .and_then(|()| await_ready(&mut socket, progress));
         match started {
-            Ok(ready) => Ok((self.spec, image, socket, ready)),
+            Ok(ready) => Ok(Started {
+                spec: self.record.spec,
+                image: self.image,
+                socket,
+                ready,
+                attached: self.attached,
+            }),
             Err(error) => {
                 // The supervisor removes the folder, unless it was killed.
-                drop((socket, dir));
-                state::sweep(&home);
-                Err(suspect_disk(error, free_mib(home.path()), home.path()))
+                drop(socket);
+                if self.fresh {
+                    dir.remove_own();
+                }
+                let home = self.home.path();
+                Err(suspect_disk(error, free_mib(home), home))
             }
         }
     }
+}
+
+/// Does blocking work on a thread for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::Supervisor {
+        source: io::Error::other(error),
+    })?
 }
 
 /// Free space, MiB, that a start needs at the most: a machine template takes
@@ -279,7 +366,10 @@ impl std::fmt::Debug for SandboxBuilder {
 }
 
 /// Passes progress on until the supervisor is ready or has failed.
-fn await_ready(socket: &mut UnixStream, progress: &dyn Fn(Progress)) -> Result<Ready, Error> {
+pub(crate) fn await_ready(
+    socket: &mut UnixStream,
+    progress: &dyn Fn(Progress),
+) -> Result<Ready, Error> {
     let mut decoder = FrameDecoder::new();
     // Nothing but what the supervisor says comes before the first request.
     let mut chunk = [0; 4096];

@@ -4,6 +4,10 @@
 //! control frames, everything else belongs to the agent protocol and is passed
 //! on. A control frame of the guest never reaches the SDK, so that a guest
 //! can't speak for its supervisor.
+//!
+//! The creator's socket is a pair; it begins with the [`Launch`] and hears about the
+//! start. Whoever comes later connects to a socket in the sandbox's folder, and is told
+//! [`FromSupervisor::Ready`] first.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -26,6 +30,8 @@ pub(crate) enum ToSupervisor {
         /// How long programs have to end themselves.
         grace_ms: u32,
     },
+    /// Kill the guest at once.
+    Kill,
     /// Tell what the network does: what it has done since the start, and what it will do.
     WatchNetwork,
     /// Offer ports of the guest on the host, or no longer. Each is answered, in order.
@@ -41,6 +47,12 @@ pub(crate) struct Launch {
     pub(crate) home: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// Whether the sandbox ends with its creator.
+    pub(crate) attached: bool,
+    /// Whether it stays when it is stopped.
+    pub(crate) keep: bool,
+    /// Whether it has never run: if it does not start, nothing of it stays.
+    pub(crate) fresh: bool,
 }
 
 /// From the supervisor to the SDK.
@@ -167,6 +179,9 @@ mod tests {
             home: "/".into(),
             kernel: "/".into(),
             initramfs: "/".into(),
+            attached: true,
+            keep: false,
+            fresh: true,
         };
         let mut sent = Vec::new();
         send_launch(&mut sent, &launch).expect("send");

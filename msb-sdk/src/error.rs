@@ -39,6 +39,54 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A sandbox of this name is stopped and kept.
+    #[error("there is a sandbox named {name:?} already")]
+    NameKept {
+        /// The name.
+        name: String,
+    },
+    /// There is no sandbox of this name.
+    #[error("there is no sandbox named {name:?}")]
+    NoSandbox {
+        /// The name.
+        name: String,
+    },
+    /// The sandbox does not run.
+    #[error("the sandbox {name:?} does not run")]
+    NotRunning {
+        /// The name.
+        name: String,
+    },
+    /// The sandbox runs, but does not take requests: it is being started or stopped.
+    #[error("the sandbox {name:?} is being started or stopped")]
+    Busy {
+        /// The name.
+        name: String,
+    },
+    /// The image of a sandbox is not here any more.
+    #[error("the image {image} that the sandbox was made from is gone")]
+    ImageGone {
+        /// The image's reference.
+        image: String,
+    },
+    /// A newer msb has written the state; it was not touched.
+    #[error("{} is of version {version}, and this msb knows {known}", path.display())]
+    NewerState {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The newest version that is known.
+        known: u32,
+    },
+    /// The state is damaged; it was not touched.
+    #[error("{} is damaged: {reason}", path.display())]
+    DamagedState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Nothing says what to run.
     #[error("the image {image} names no command to run")]
     NoCommand {
@@ -202,6 +250,13 @@ impl Error {
                 "use 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
             }
             Self::NameTaken { .. } => "choose another name, or stop that sandbox first",
+            Self::NameKept { .. } => "start that one, remove it, or choose another name",
+            Self::NoSandbox { .. } => "`msb ls` lists those that there are",
+            Self::NotRunning { name } => return Some(format!("start it: `msb start {name}`")),
+            Self::ImageGone { .. } => "remove the sandbox and create it again",
+            Self::Busy { .. } => "try again in a moment",
+            Self::NewerState { .. } => "use the newer msb",
+            Self::DamagedState { .. } => "remove the sandbox: `msb rm -f NAME`",
             Self::NoCommand { .. } => "give one after `--`",
             Self::NoSupervisor => {
                 "call msb_sdk::supervisor_hook() first thing in main, or install msb on PATH"

@@ -5,6 +5,7 @@
 //! | type | what it is |
 //! |---|---|
 //! | [`Sandbox`] | a running guest, and its [`SandboxBuilder`] |
+//! | [`SandboxHandle`] | a sandbox by its name, running or not |
 //! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
 //! | [`Fs`], [`FileReader`], [`FileWriter`], [`DirEntry`] | the guest's files |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
@@ -29,15 +30,19 @@ pub mod doctor;
 mod error;
 mod exec;
 mod fs;
+mod handle;
 mod home;
 mod image;
 mod link;
+mod logs;
 mod network;
 mod patch;
 pub mod policy;
 mod port;
 mod progress;
+mod record;
 mod sandbox;
+mod socket;
 mod spec;
 mod state;
 mod supervisor;
@@ -49,8 +54,10 @@ pub use fs::{
     CopyOptions, CopyReport, DirEntries, DirEntry, FileFault, FileMetadata, FileReader, FileWriter,
     Fs, SkippedEntry, WriteOptions,
 };
+pub use handle::{ProgramStatus, SandboxHandle, SandboxStatus, Status};
 pub use home::{GuestBundle, Home};
 pub use image::Images;
+pub use logs::Logs;
 pub use msb_guest_agent::message::{ExecError, ExitStatus, FileKind, Resource, Signal, TtySize};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
 pub use msb_vmm::{EngineKind, Isolation};

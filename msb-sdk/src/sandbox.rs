@@ -17,14 +17,14 @@ use crate::spec::SandboxSpec;
 
 /// How long programs have to end themselves when a sandbox is stopped: as long
 /// as container tools give them.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// After this an orderly end is given up: longer than what the supervisor allows
-/// for the grace and for flushing disks.
-const STOP_LIMIT: Duration = Duration::from_secs(25);
+/// So long after the grace an orderly end is given up: longer than what the supervisor
+/// allows for flushing disks.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 
-/// A guest that runs, owned by this process: it ends when this is dropped, or
-/// when the process ends in whatever way.
+/// A guest that runs. One from [`SandboxBuilder::create`] is owned by this process: it ends
+/// when this is dropped, or when the process ends in whatever way. Others are only talked to.
 ///
 /// ```no_run
 /// # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,6 +43,8 @@ pub struct Sandbox {
     pub(crate) image: Image,
     pub(crate) link: Link,
     pub(crate) report: StartReport,
+    /// Whether it ends with this process.
+    pub(crate) attached: bool,
 }
 
 impl Sandbox {
@@ -199,11 +201,19 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Gone`] when it ended in another way first.
     pub async fn stop_and_wait(self) -> Result<(), Error> {
-        let grace_ms = u32::try_from(STOP_GRACE.as_millis()).unwrap_or(u32::MAX);
+        self.stop_within(STOP_GRACE).await
+    }
+
+    /// As [`Sandbox::stop_and_wait`]; programs have `grace` to end themselves.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop_and_wait`].
+    pub async fn stop_within(self, grace: Duration) -> Result<(), Error> {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         self.link
             .ask(Ask::Supervisor(ToSupervisor::Stop { grace_ms }));
         // A guest that hangs may keep even the request from arriving.
-        let _ = tokio::time::timeout(STOP_LIMIT, self.link.ended()).await;
+        let _ = tokio::time::timeout(grace + STOP_LIMIT, self.link.ended()).await;
         self.kill().await
     }
 
@@ -212,7 +222,11 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::stop_and_wait`].
     pub async fn kill(self) -> Result<(), Error> {
-        self.link.ask(Ask::HangUp);
+        self.link.ask(if self.attached {
+            Ask::HangUp
+        } else {
+            Ask::Supervisor(ToSupervisor::Kill)
+        });
         let end = self.link.ended().await;
         if end.asked {
             Ok(())

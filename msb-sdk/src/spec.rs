@@ -1,7 +1,6 @@
 //! The description of a sandbox: what the user asked for, checked.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use msb_net::publish::Publish;
 use serde::{Deserialize, Serialize};
@@ -22,7 +21,7 @@ const MIN_DISK_MIB: u32 = 16;
 
 /// One sandbox, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct SandboxSpec {
     /// Name on this host and in the guest.
     pub name: String,
@@ -51,8 +50,6 @@ pub struct SandboxSpec {
     pub network_limits: NetworkLimits,
     /// Servers that names are asked of, instead of the host's.
     pub resolvers: Vec<SocketAddr>,
-    /// File that gets a copy of every frame of the guest's link (pcapng).
-    pub capture: Option<PathBuf>,
     /// Ports of the guest that the host offers, as `[BIND:]HOST:GUEST[/udp]`.
     pub ports: Vec<String>,
     /// Changes to the image's files, made once, before anything runs.
@@ -61,6 +58,15 @@ pub struct SandboxSpec {
     /// Scripts, by name, that are on the `PATH` of the guest.
     #[serde(default)]
     pub scripts: Vec<(String, String)>,
+    /// Program with its arguments that is run at each start, beside those that come later;
+    /// the image's own if it is empty.
+    pub command: Option<Vec<String>>,
+}
+
+impl Default for SandboxSpec {
+    fn default() -> Self {
+        Self::new(String::new())
+    }
 }
 
 impl SandboxSpec {
@@ -80,10 +86,10 @@ impl SandboxSpec {
             network: NetworkPolicy::default(),
             network_limits: NetworkLimits::default(),
             resolvers: Vec::new(),
-            capture: None,
             ports: Vec::new(),
             patches: Vec::new(),
             scripts: Vec::new(),
+            command: None,
         }
     }
 
@@ -147,6 +153,10 @@ impl SandboxSpec {
         }
         patch::check(&self.patches, &self.scripts)
             .map_err(|(which, reason)| invalid("a patch", &which, &reason))?;
+        let words = self.command.iter().flatten();
+        if let Some(word) = words.into_iter().find(|word| word.contains('\0')) {
+            return Err(invalid("the command", word, &"a NUL is in it"));
+        }
         if let Some(workdir) = &self.workdir
             && !workdir.starts_with('/')
         {
@@ -175,6 +185,10 @@ fn check_fits(memory_mib: u32, host_mib: u64) -> Result<(), String> {
         Err(format!("this host has {host_mib} MiB"))
     }
 }
+
+/// The disk that a kept sandbox gets when none is asked for, in MiB. It is sparse:
+/// what is not written takes no space.
+pub(crate) const DEFAULT_DISK_MIB: u32 = 8 * 1024;
 
 /// Checks a name: it becomes a folder and a host name.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {

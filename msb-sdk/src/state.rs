@@ -1,11 +1,15 @@
 //! A sandbox's folder on the host, and the lock that says it is in use.
 //!
 //! The lock belongs to an open file that creator and supervisor share: it is
-//! free when the last of them is gone, however it went. A folder whose lock is
-//! free is a leftover, and whoever comes next removes it.
+//! free when the last of them is gone, however it went. So a sandbox runs as long
+//! as its lock is taken, whatever its files say: after a crash or a restart of the host
+//! all of them are stopped.
 //!
-//! A lock that is being looked at seems taken. So creators share a lock on the
-//! folder of all sandboxes, and whoever looks for leftovers has it alone.
+//! A folder with a record of a sandbox that is kept stays until it is
+//! removed. Any other whose lock is free is a leftover, and whoever comes next removes it.
+//!
+//! A lock that is being looked at seems taken. So those who take one share a lock on the
+//! folder of all sandboxes, and whoever only looks has it alone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -17,6 +21,8 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::home::{Home, unusable};
+use crate::record::{self, Record};
+use crate::spec::check_name;
 
 const LOCK: &str = "lock";
 
@@ -34,23 +40,41 @@ impl SandboxDir {
     /// Makes the folder for a new sandbox, over the remains of an old one.
     pub(crate) fn create(home: &Home, name: &str) -> Result<Self, Error> {
         home.make_dir(&home.sandboxes())?;
+        let dir = Self::lock_now(home, name, true)?;
+        // What can't be read may be somebody's data.
+        if record::is_kept(&dir.path)? {
+            return Err(Error::NameKept {
+                name: name.to_owned(),
+            });
+        }
+        clear(&dir.path).map_err(|source| unusable(&dir.path, source))?;
+        Ok(dir)
+    }
+
+    /// Locks the folder of a sandbox that is stopped.
+    pub(crate) fn open(home: &Home, name: &str) -> Result<Self, Error> {
+        check_name(name)?;
+        Self::lock_now(home, name, false)
+    }
+
+    fn lock_now(home: &Home, name: &str, create: bool) -> Result<Self, Error> {
         let path = home.sandboxes().join(name);
+        let missing = || Error::NoSandbox {
+            name: name.to_owned(),
+        };
+        if !create && !path.exists() {
+            return Err(missing());
+        }
         let all = home.sandboxes();
-        let _no_sweep = File::open(&all)
+        let _no_look = File::open(&all)
             .and_then(|folder| folder.lock_shared().map(|()| folder))
             .map_err(|source| unusable(&all, source))?;
         for _ in 0..MAX_TRIES {
-            match try_lock(&path).map_err(|source| unusable(&path, source))? {
-                Locked::Mine(lock) => {
-                    clear(&path).map_err(|source| unusable(&path, source))?;
-                    return Ok(Self { path, lock });
-                }
-                Locked::Others => {
-                    return Err(Error::NameTaken {
-                        name: name.to_owned(),
-                    });
-                }
-                Locked::Vanished => {}
+            match try_lock(&path, create).map_err(|source| unusable(&path, source))? {
+                Locked::Mine(lock) => return Ok(Self { path, lock }),
+                Locked::Others => break,
+                Locked::Vanished if create => {}
+                Locked::Vanished => return Err(missing()),
             }
         }
         Err(Error::NameTaken {
@@ -77,27 +101,112 @@ impl SandboxDir {
 
     /// Removes the folder; the lock is held until it is gone.
     pub(crate) fn remove(self) -> io::Result<()> {
-        fs::remove_dir_all(&self.path)
+        remove(&self.path)
+    }
+
+    /// Removes the folder, unless somebody has removed it and perhaps made it again.
+    pub(crate) fn remove_own(self) {
+        if is_at(&self.lock, &self.path.join(LOCK)) {
+            let _ = self.remove();
+        }
     }
 }
 
-/// Removes the folders of sandboxes that nobody runs any more: their processes
-/// were killed before they could clean up.
+/// Removes a folder, so that what is left is a leftover at any moment.
+fn remove(path: &Path) -> io::Result<()> {
+    record::forget(path)?;
+    fs::remove_dir_all(path)
+}
+
+/// Removes the folders of sandboxes that nobody runs any more and nobody keeps: their
+/// processes were killed before they could clean up.
 pub(crate) fn sweep(home: &Home) {
-    let alone = File::open(home.sandboxes()).and_then(|folder| folder.lock().map(|()| folder));
-    // Where nothing can be locked, nothing is known to be left over.
-    let Ok(_alone) = alone else {
+    let Some(_alone) = alone(home) else {
+        // Where nothing can be locked, nothing is known to be left over.
         return;
     };
     let Ok(entries) = fs::read_dir(home.sandboxes()) else {
         return;
     };
     for entry in entries.flatten() {
-        if let Ok(Locked::Mine(_lock)) = try_lock(&entry.path()) {
+        if let Ok(Locked::Mine(_lock)) = try_lock(&entry.path(), true)
+            && matches!(record::is_kept(&entry.path()), Ok(false))
+        {
             // Whoever can't remove it leaves it to the next.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = remove(&entry.path());
         }
     }
+}
+
+/// The lock that only those who look take.
+fn alone(home: &Home) -> Option<File> {
+    let folder = File::open(home.sandboxes()).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
+}
+
+/// What is known of a sandbox that was looked at.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    /// Whether a process has its lock.
+    pub(crate) in_use: bool,
+    pub(crate) record: Result<Record, Error>,
+}
+
+/// Looks at all sandboxes, by name. Leftovers are not among them.
+pub(crate) fn look(home: &Home) -> Result<Vec<Found>, Error> {
+    let all = home.sandboxes();
+    let Some(_alone) = alone(home) else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&all).map_err(|source| unusable(&all, source))? {
+        let entry = entry.map_err(|source| unusable(&all, source))?;
+        // Whatever is no name was not made here.
+        if let Some(name) = entry.file_name().to_str()
+            && check_name(name).is_ok()
+        {
+            found.extend(look_into(&entry.path(), name));
+        }
+    }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+/// Looks at one sandbox.
+pub(crate) fn look_at(home: &Home, name: &str) -> Result<Found, Error> {
+    check_name(name)?;
+    let found = alone(home).and_then(|_alone| look_into(&home.sandboxes().join(name), name));
+    found.ok_or_else(|| Error::NoSandbox {
+        name: name.to_owned(),
+    })
+}
+
+fn look_into(path: &Path, name: &str) -> Option<Found> {
+    let in_use = match try_lock(path, false) {
+        Ok(Locked::Mine(_)) => false,
+        Ok(Locked::Others) => true,
+        Ok(Locked::Vanished) => return None,
+        Err(error) => {
+            return Some(Found {
+                name: name.to_owned(),
+                in_use: false,
+                record: Err(unusable(path, error)),
+            });
+        }
+    };
+    let record = match Record::read(path) {
+        Ok(Some(record)) if record.keep || in_use => Ok(record),
+        // A leftover, or a sandbox that nobody has described yet.
+        Ok(_) => return None,
+        Err(error) => Err(error),
+    };
+    Some(Found {
+        name: name.to_owned(),
+        in_use,
+        record,
+    })
 }
 
 enum Locked {
@@ -107,15 +216,17 @@ enum Locked {
     Vanished,
 }
 
-fn try_lock(dir: &Path) -> io::Result<Locked> {
+fn try_lock(dir: &Path, create: bool) -> io::Result<Locked> {
     use std::os::unix::fs::DirBuilderExt;
-    match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    if create {
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
     }
     let path = dir.join(LOCK);
     let lock = match OpenOptions::new()
-        .create(true)
+        .create(create)
         .truncate(false)
         .write(true)
         .open(&path)
@@ -130,13 +241,18 @@ fn try_lock(dir: &Path) -> io::Result<Locked> {
         Err(error) => return Err(error.into()),
     }
     // The file we locked may have been removed between opening and locking.
-    let mine = lock.metadata()?;
-    match fs::metadata(&path) {
-        Ok(found) if (found.dev(), found.ino()) == (mine.dev(), mine.ino()) => {
-            Ok(Locked::Mine(lock))
-        }
-        _ => Ok(Locked::Vanished),
-    }
+    Ok(if is_at(&lock, &path) {
+        Locked::Mine(lock)
+    } else {
+        Locked::Vanished
+    })
+}
+
+/// Whether this very file is found there.
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |found: fs::Metadata| (found.dev(), found.ino());
+    let mine = file.metadata().map(place);
+    matches!((mine, fs::metadata(path).map(place)), (Ok(mine), Ok(found)) if mine == found)
 }
 
 fn clear(dir: &Path) -> io::Result<()> {
@@ -218,6 +334,61 @@ mod tests {
                 });
             }
         });
+    }
+
+    fn keep(dir: &SandboxDir, name: &str) {
+        let spec = crate::spec::SandboxSpec::new(name.into());
+        let record = Record::new(spec, "sha256:0".into(), true);
+        record.write(dir.path()).expect("write");
+    }
+
+    #[test]
+    fn a_kept_sandbox_stays_until_it_is_removed() {
+        let (_dir, home) = home();
+        let dir = SandboxDir::create(&home, "kept").expect("create");
+        keep(&dir, "kept");
+        fs::write(dir.path().join("disk"), "data").expect("write");
+        assert!(look_at(&home, "kept").expect("it is there").in_use);
+        assert!(matches!(
+            SandboxDir::open(&home, "kept"),
+            Err(Error::NameTaken { .. })
+        ));
+        drop(dir); // as a killed process would
+        sweep(&home);
+        let found = look(&home).expect("look");
+        assert_eq!((found.len(), found[0].in_use), (1, false));
+        let error = SandboxDir::create(&home, "kept").expect_err("it is kept");
+        assert!(matches!(error, Error::NameKept { name } if name == "kept"));
+        let dir = SandboxDir::open(&home, "kept").expect("it is stopped");
+        assert!(dir.path().join("disk").exists());
+        dir.remove().expect("remove");
+        assert!(matches!(
+            look_at(&home, "kept"),
+            Err(Error::NoSandbox { .. })
+        ));
+        assert!(matches!(
+            SandboxDir::open(&home, "kept"),
+            Err(Error::NoSandbox { .. })
+        ));
+    }
+
+    #[test]
+    fn state_of_a_newer_version_is_not_touched() {
+        let (_dir, home) = home();
+        let dir = SandboxDir::create(&home, "new").expect("create");
+        let record = r#"{"version": 999, "whatever": [1]}"#;
+        fs::write(dir.path().join("sandbox.json"), record).expect("write");
+        let path = dir.path().to_owned();
+        drop(dir);
+        sweep(&home);
+        let newer = |error: &Error| matches!(error, Error::NewerState { version: 999, .. });
+        assert!(newer(
+            &SandboxDir::create(&home, "new").expect_err("not ours")
+        ));
+        let found = look_at(&home, "new").expect("it is there");
+        assert!(newer(&found.record.expect_err("not ours")));
+        let kept = fs::read_to_string(path.join("sandbox.json")).expect("read");
+        assert_eq!(kept, record);
     }
 
     #[test]

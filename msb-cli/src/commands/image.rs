@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::Failure;
 use crate::args::{FormatArg, ImageArgs, ImageCommand};
 use crate::size::human;
+use crate::table::{self, age};
 use crate::terminal;
 
 /// How much of a digest tells images apart for people.
@@ -34,7 +35,7 @@ pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
 }
 
 fn table(images: &[Image]) -> Result<(), Failure> {
-    let mut rows = vec![[
+    let mut rows = vec![vec![
         "REFERENCE".to_owned(),
         "DIGEST".into(),
         "SIZE".into(),
@@ -43,7 +44,7 @@ fn table(images: &[Image]) -> Result<(), Failure> {
     for image in images {
         let digest = image.digest().to_string();
         for reference in image.references() {
-            rows.push([
+            rows.push(vec![
                 reference.to_string(),
                 digest[..SHORT_DIGEST.min(digest.len())].to_owned(),
                 human(image.size()),
@@ -51,15 +52,7 @@ fn table(images: &[Image]) -> Result<(), Failure> {
             ]);
         }
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2)];
-    for [reference, digest, size, pulled] in &rows {
-        let [first, second, third] = widths;
-        terminal::say(&format!(
-            "{reference:<first$}  {digest:<second$}  {size:>third$}  {pulled}"
-        ))?;
-    }
-    Ok(())
+    table::print(&rows, &[2])
 }
 
 fn json(images: &[Image]) -> Result<(), Failure> {
@@ -76,15 +69,4 @@ fn json(images: &[Image]) -> Result<(), Failure> {
         })
         .collect();
     terminal::say(&serde_json::Value::Array(list).to_string())
-}
-
-fn age(time: SystemTime) -> String {
-    let seconds = time.elapsed().map_or(0, |age| age.as_secs());
-    let (count, unit) = match seconds {
-        0..60 => return "just now".into(),
-        60..3_600 => (seconds / 60, "minute"),
-        3_600..86_400 => (seconds / 3_600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
 }

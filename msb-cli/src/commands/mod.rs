@@ -1,7 +1,18 @@
 //! One file per command.
 
+pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod exec;
 pub(crate) mod image;
+pub(crate) mod inspect;
+pub(crate) mod kill;
+pub(crate) mod logs;
+pub(crate) mod ls;
 pub(crate) mod policy;
 pub(crate) mod pull;
+pub(crate) mod restart;
+pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod shell;
+pub(crate) mod start;
+pub(crate) mod stop;

@@ -7,6 +7,7 @@ mod errors;
 mod images;
 mod kill;
 mod lab;
+mod life;
 mod network;
 mod run;
 mod sdk;

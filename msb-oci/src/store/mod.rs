@@ -130,13 +130,27 @@ impl Store {
         let Some((_, digest)) = record::read_reference(&self.layout.reference(reference))? else {
             return Ok(None);
         };
+        self.find(digest, vec![reference.clone()])
+    }
+
+    /// Finds an image by the digest of its manifest, whatever references it has: one that
+    /// lost its last reference is there as long as somebody holds a lease on it. The image
+    /// that is returned knows none of its references.
+    ///
+    /// # Errors
+    /// The store can't be read or is damaged.
+    pub fn get_digest(&self, digest: Digest) -> Result<Option<Image>> {
+        self.find(digest, Vec::new())
+    }
+
+    fn find(&self, digest: Digest, references: Vec<Reference>) -> Result<Option<Image>> {
         if !self.layout.is_complete(digest) {
             return Ok(None); // deleted by hand: as good as never pulled
         }
         let Some(record) = record::read_image(&self.layout, digest)? else {
             return Ok(None);
         };
-        let image = record.into_image(&self.layout, vec![reference.clone()]);
+        let image = record.into_image(&self.layout, references);
         Ok(image
             .files()
             .iter()

@@ -1,9 +1,7 @@
 //! Clients of published ports whose service listens on the guest's loopback address.
 //!
 //! The gateway hands over clients whom the guest refused. Each gets a stream of the agent,
-//! which connects inside the guest. The streams share the agent's port with the
-//! creator's: [`StreamId::is_second`](msb_guest_agent::wire::StreamId::is_second) tells
-//! them apart.
+//! which connects inside the guest. To the relay they are one client more.
 
 use std::net::TcpStream as StdStream;
 use std::os::fd::OwnedFd;
@@ -55,7 +53,7 @@ impl Fallback for Handover {
 
 /// Serves clients for as long as the sandbox lives. `socket` is the relay's.
 pub(super) async fn serve(socket: UnixStream, mut clients: mpsc::Receiver<Client>) {
-    let Ok(link) = Link::with(socket, HostEndpoint::second()) else {
+    let Ok(link) = Link::with(socket, HostEndpoint::new()) else {
         return;
     };
     let places = Arc::new(Semaphore::new(MAX_DIALS));

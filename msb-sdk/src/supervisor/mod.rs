@@ -3,18 +3,22 @@
 //! It is the embedding program started again, with three descriptors: 0 is the
 //! socket to its creator, 1 the sandbox's lock, 2 a log. It starts the virtual
 //! machine, passes the guest's streams on, and removes the sandbox when it
-//! ends. The guest dies with the supervisor (the VMM has asked for that), and
-//! the supervisor ends when its creator does: the socket closes.
+//! ends, unless it is kept. The guest dies with the supervisor (the VMM has asked for
+//! that). That of an attached sandbox ends when its creator does: the socket closes. That
+//! of a detached one is a session of its own and is found by its socket.
 //!
 //! ```text
 //! launch ──► [start: template, VM, hello, configure] ──► ready ──► [relay] ──► ended
 //!                         └──────────► failed
 //! ```
 
+mod clients;
 mod dial;
 mod network;
 mod patch;
+mod program;
 mod relay;
+mod routes;
 mod start;
 mod template;
 
@@ -23,22 +27,24 @@ pub(crate) use start::mke2fs;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
-use crate::control::{self, FromSupervisor};
+use self::program::Program;
+use self::relay::{Relay, Resident, Sockets};
+use self::start::{Failure, Running};
+use crate::control::{self, FromSupervisor, Launch};
 use crate::error::Error;
 use crate::home::{self, Home};
+use crate::record::{Phase, State};
+use crate::socket;
 use crate::state::SandboxDir;
 
 /// `argv[0]` of a supervisor: tells the hook what it is started as, and shows
 /// in process lists.
 const ARGV0: &str = "msb-supervisor";
-
-/// How long a creator may take over anything that it is told at the end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Set by the hook: this program can supervise sandboxes.
 static HOOKED: AtomicBool = AtomicBool::new(false);
@@ -66,7 +72,7 @@ pub fn hook() {
 }
 
 /// Starts a supervisor for the sandbox in `dir`; returns the socket to it.
-pub(crate) fn spawn(dir: &SandboxDir) -> Result<UnixStream, Error> {
+pub(crate) fn spawn(dir: &SandboxDir, attached: bool) -> Result<UnixStream, Error> {
     use std::os::unix::process::CommandExt;
     let program = if HOOKED.load(Ordering::Relaxed) {
         "/proc/self/exe".into()
@@ -76,17 +82,19 @@ pub(crate) fn spawn(dir: &SandboxDir) -> Result<UnixStream, Error> {
     let failed = |source: io::Error| Error::Supervisor { source };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let log = File::create(dir.path().join("log")).map_err(failed)?;
-    Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg0(ARGV0)
         .stdin(OwnedFd::from(theirs))
         .stdout(dir.lock().map_err(failed)?)
         .stderr(log)
-        // Ctrl-C in the terminal is for the guest, by way of the creator.
-        .process_group(0)
-        .current_dir("/")
-        .spawn()
-        .map(reap)
-        .map_err(failed)?;
+        .current_dir("/");
+    if attached {
+        // Ctrl-C in the terminal is for the guest, by way of the creator. One that is
+        // detached makes a session of its own, which a leader of a group can't.
+        command.process_group(0);
+    }
+    command.spawn().map(reap).map_err(failed)?;
     Ok(ours)
 }
 
@@ -111,44 +119,117 @@ fn supervise() -> i32 {
     let Ok(home) = Home::at(&launch.home) else {
         return 1;
     };
-    let dir = SandboxDir::inherited(&home, &launch.spec.name, lock);
-
-    let mut tell = |message: &FromSupervisor| creator.write_all(&control::encode(message));
-    let started = start::start(&launch, &home, &dir, &mut |step| {
-        let _ = tell(&FromSupervisor::Progress(step));
-    });
-    let running = match started {
-        Ok(running) => running,
-        Err(failure) => {
-            // The folder first: whoever reads the message may want the name again.
-            let _ = dir.remove();
-            let _ = tell(&FromSupervisor::Failed {
-                reason: control::cut(failure.reason),
-                hint: failure.hint,
-            });
-            return 1;
-        }
-    };
-    if tell(&FromSupervisor::Ready(running.ready.clone())).is_err() {
-        drop(running);
-        let _ = dir.remove();
-        return 0;
+    if !launch.attached {
+        // Away from the terminal, whose end is not ours. Fails for a leader of a group,
+        // which an embedding program may have made of us: then it is as it wants.
+        let _ = rustix::process::setsid();
     }
-    let (vm, lease, mut wire) = (running.vm, running.lease, running.wire);
-    let ended = creator
-        .try_clone()
-        .and_then(|socket| relay::run(socket, running.agent, vm, &mut wire));
-    drop(lease);
-    let _ = dir.remove();
-    let _ = creator.set_nonblocking(false);
-    // A creator that does not listen does not keep its supervisor.
-    let _ = creator.set_write_timeout(Some(LAST_WORDS));
-    wire.finish(&creator);
+    let dir = SandboxDir::inherited(&home, &launch.spec.name, lock);
+    let mut state = State::starting();
+    let started = begin(&launch, &home, &dir, &creator, &mut state);
+    match started {
+        Ok((running, listener, relay)) => {
+            oversee(&launch, dir, state, creator, running, listener, relay)
+        }
+        Err(failure) => {
+            let reason = control::cut(failure.reason);
+            // The folder first: whoever reads the message may want the name again.
+            settle(&launch, dir, &mut state, &reason, false, launch.fresh);
+            let hint = failure.hint;
+            let message = control::encode(&FromSupervisor::Failed { reason, hint });
+            let _ = creator.write_all(&message);
+            1
+        }
+    }
+}
+
+/// Starts the guest, and opens the socket at which it is found.
+fn begin(
+    launch: &Launch,
+    home: &Home,
+    dir: &SandboxDir,
+    mut creator: &UnixStream,
+    state: &mut State,
+) -> Result<(Running, UnixListener, Relay), Failure> {
+    let host = |error: Error| Failure::bug(&error.to_string());
+    state.write(dir.path()).map_err(host)?;
+    let listener = socket::listen(dir.path()).map_err(Failure::io)?;
+    let running = start::start(launch, home, dir, &mut |step| {
+        let _ = creator.write_all(&control::encode(&FromSupervisor::Progress(step)));
+    })?;
+    state.phase = Phase::Running;
+    state.ready = Some(running.ready.clone());
+    state.write(dir.path()).map_err(host)?;
+    Ok((running, listener, Relay::new().map_err(Failure::io)?))
+}
+
+/// Runs a sandbox that has started to its end.
+fn oversee(
+    launch: &Launch,
+    dir: SandboxDir,
+    state: State,
+    mut creator: UnixStream,
+    running: Running,
+    listener: UnixListener,
+    mut relay: Relay,
+) -> i32 {
+    let Running {
+        vm,
+        agent,
+        ready,
+        mut wire,
+        lease,
+        command,
+    } = running;
+    let greeting = control::encode(&FromSupervisor::Ready(ready));
+    // A creator that is gone is seen by the relay.
+    let _ = creator.write_all(&greeting);
+    let state = Arc::new(Mutex::new(state));
+    let resident = command.map(|argv| -> Box<dyn Resident> {
+        Box::new(Program::new(argv, dir.path(), Arc::clone(&state)))
+    });
+    let sockets = Sockets {
+        creator,
+        attached: launch.attached,
+        listener,
+        agent,
+    };
+    let mut stopping = || {
+        let mut state = program::locked(&state);
+        state.phase = Phase::Stopping;
+        // It is for others to see, and the end comes all the same.
+        let _ = state.write(dir.path());
+    };
+    let ended = relay.run(sockets, vm, &mut wire, &greeting, resident, &mut stopping);
     let (reason, asked) =
         ended.unwrap_or_else(|error| (format!("the supervisor failed: {error}"), false));
-    let reason = control::cut(reason);
-    let _ = creator.write_all(&control::encode(&FromSupervisor::Ended { reason, asked }));
+    drop(lease);
+    let mut state = program::locked(&state).clone();
+    settle(launch, dir, &mut state, &reason, asked, !launch.keep);
+    let mut events = Vec::new();
+    wire.finish(&mut events);
+    relay.farewell(&events, &(reason, asked));
     0
+}
+
+/// Leaves the folder as it is to be found: removed, or with a note of the end. The lock is
+/// free afterwards.
+fn settle(
+    launch: &Launch,
+    dir: SandboxDir,
+    state: &mut State,
+    reason: &str,
+    asked: bool,
+    remove: bool,
+) {
+    if remove || !launch.keep {
+        let _ = dir.remove();
+        return;
+    }
+    socket::remove(dir.path());
+    state.ended(reason, asked);
+    // Without the note the free lock says that it has ended, though not how.
+    let _ = state.write(dir.path());
 }
 
 /// Takes the descriptors that [`spawn`] has placed, and leaves harmless ones.

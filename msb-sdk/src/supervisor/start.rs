@@ -13,7 +13,7 @@ use msb_guest_agent::message::{
     ByteString, Configured, DiskName, Entropy, GuestConfig, NetworkSpec, RootSpec, Upper,
 };
 use msb_guest_agent::setup;
-use msb_oci::{Image, Lease, Reference, Store};
+use msb_oci::{Image, Lease, Store};
 use msb_vmm::{
     Disk, DiskFormat, Engine, EngineKind, EngineOptions, Isolation, Machine, MemorySize, PortName,
     Step, Vcpus, Vm,
@@ -42,6 +42,8 @@ pub(super) struct Running {
     pub(super) wire: Wire,
     /// Keeps the image's files while the guest reads them.
     pub(super) lease: Lease,
+    /// The program that the supervisor runs in it.
+    pub(super) command: Option<Vec<String>>,
 }
 
 /// Why there is none, in words for the user.
@@ -82,11 +84,14 @@ pub(super) fn start(
     let greeted = setup::hello(&mut agent).map_err(|error| guest(&error, &mut vm))?;
     let agent_time = begin.elapsed();
     let _: msb_guest_agent::message::AgentHello = greeted;
-    let _: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
+    let configured: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
         .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
     let configured_time = begin.elapsed() - agent_time;
-    patch::apply(&agent, &launch.spec)?;
+    // A disk that was kept has them.
+    if !configured.resumed {
+        patch::apply(&agent, &launch.spec)?;
+    }
 
     let ports = wire.publish_all(&launch.spec.ports)?;
     let ready = Ready {
@@ -103,7 +108,24 @@ pub(super) fn start(
         ready,
         wire,
         lease,
+        command: command(launch, &image),
     })
+}
+
+/// What is run at the start; the image's own where none is named, if it has one.
+fn command(launch: &Launch, image: &Image) -> Option<Vec<String>> {
+    let config = image.config();
+    let own = || {
+        config
+            .entrypoint
+            .iter()
+            .chain(&config.cmd)
+            .cloned()
+            .collect()
+    };
+    let named = launch.spec.command.clone()?;
+    let words: Vec<String> = if named.is_empty() { own() } else { named };
+    (!words.is_empty()).then_some(words)
 }
 
 /// Starts the machine from a template, or boots it where the engine has none; says when
@@ -132,12 +154,14 @@ fn boot(
 
 fn image(launch: &Launch, home: &Home) -> Result<(Image, Lease), Failure> {
     let store = Store::open(home.path()).map_err(oci)?;
-    let reference: Reference = launch.spec.image.parse().map_err(oci)?;
-    let image = store.get(&reference).map_err(oci)?;
-    let image = image.filter(|image| image.digest().to_string() == launch.image);
+    let digest = launch.image.parse().map_err(oci)?;
+    let image = store.get_digest(digest).map_err(oci)?;
     let image = image.ok_or_else(|| Failure {
-        reason: format!("the image {reference} was removed or replaced meanwhile"),
-        hint: Some("try again".into()),
+        reason: format!(
+            "the image {} was removed or replaced meanwhile",
+            launch.spec.image
+        ),
+        hint: Some("create the sandbox again".into()),
     })?;
     let lease = image.lease().map_err(oci)?;
     Ok((image, lease))
@@ -152,7 +176,10 @@ fn machine(launch: &Launch, dir: &SandboxDir, image: &Image) -> Result<Machine, 
     let mut disks = vec![root];
     if let Some(mib) = launch.spec.disk_mib {
         let path = dir.path().join("disk");
-        make_disk(&path, mib)?;
+        // That of a sandbox that was stopped is taken up again.
+        if !path.exists() {
+            make_disk(&path, mib, launch.keep)?;
+        }
         disks.push(Disk {
             path,
             format: DiskFormat::Raw,
@@ -168,34 +195,26 @@ fn machine(launch: &Launch, dir: &SandboxDir, image: &Image) -> Result<Machine, 
     })
 }
 
-/// Makes a sparse file with an empty ext4 file system. Its content ends with
-/// the sandbox, so it has no journal to replay.
-fn make_disk(path: &Path, mib: u32) -> Result<(), Failure> {
-    let file = File::options()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(Failure::io)?;
+/// Makes a sparse file with an empty ext4 file system. Only one that is kept has a
+/// journal: another is never looked at again after a crash.
+fn make_disk(path: &Path, mib: u32, keep: bool) -> Result<(), Failure> {
+    // Under its name there is only ever a whole one.
+    let unfinished = path.with_extension("new");
+    let file = File::create(&unfinished).map_err(Failure::io)?;
     file.set_len(u64::from(mib) << 20).map_err(Failure::io)?;
     let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0";
+    let journal = if keep { "has_journal" } else { "^has_journal" };
     let output = Command::new(mke2fs())
         .args([
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-O",
-            "^has_journal",
-            "-m",
-            "0",
-            "-E",
-            options,
+            "-q", "-F", "-t", "ext4", "-O", journal, "-m", "0", "-E", options,
         ])
-        .arg(path)
+        .arg(&unfinished)
         .stdin(Stdio::null())
         .output();
     match output {
-        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.success() => {
+            std::fs::rename(&unfinished, path).map_err(Failure::io)
+        }
         Ok(output) => Err(Failure {
             reason: format!(
                 "mke2fs could not format a disk: {}",

@@ -1,0 +1,144 @@
+//! Arguments of the commands for sandboxes that live on.
+
+use super::{FormatArg, NetworkArgs, SandboxArgs};
+
+/// Arguments of `msb create`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Nothing runs in it until `msb exec` or `msb shell` starts something.
+
+Examples:
+  msb create --name dev python:3.12
+  msb shell dev")]
+pub(crate) struct CreateArgs {
+    /// Name of the sandbox; one is made up when it is left out
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+    /// Image reference
+    pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+}
+
+/// Arguments of `msb exec`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: as for msb run.
+
+Examples:
+  msb exec app -- python3 -c \"print(1)\"
+  msb exec -it app bash
+  msb exec -u nobody -w /tmp -e MODE=test app -- env")]
+pub(crate) struct ExecArgs {
+    /// Pass standard input on even when it is a terminal
+    #[arg(short = 'i', long)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+    /// Set an environment variable; KEY alone takes the value from here
+    #[arg(short = 'e', long, value_name = "KEY=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Working folder in the guest
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User in the guest: a name or id, optionally with :GROUP
+    #[arg(short = 'u', long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Name of the sandbox
+    pub(crate) name: String,
+    /// Program and arguments
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// Arguments of `msb shell`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  msb shell app
+  msb shell app -- 'cd /app && make'")]
+pub(crate) struct ShellArgs {
+    /// User in the guest: a name or id, optionally with :GROUP
+    #[arg(short = 'u', long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Name of the sandbox
+    pub(crate) name: String,
+    /// Script to run in the image's shell instead of opening one
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) script: Vec<String>,
+}
+
+/// Arguments of commands that take nothing but names.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "`msb ls` lists the names.")]
+pub(crate) struct NamesArgs {
+    /// Names of sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Arguments of `msb stop` and `msb restart`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Programs are asked to end, then killed; disks are flushed.
+
+Example:
+  msb stop -t 30 app")]
+pub(crate) struct StopArgs {
+    /// How many seconds programs have to end themselves
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) time: u16,
+    /// Names of sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Arguments of `msb rm`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  msb rm -f app")]
+pub(crate) struct RmArgs {
+    /// Stop them first if they run; names that there are not are no error
+    #[arg(short = 'f', long)]
+    pub(crate) force: bool,
+    /// Names of sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Arguments of `msb ls` and `msb ps`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  msb ls --format json")]
+pub(crate) struct LsArgs {
+    /// Print names only
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// How to print the list
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: FormatArg,
+}
+
+/// Arguments of `msb logs`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The log is that of the program which `msb run -d` starts. The last 8 to 16 MiB are kept.
+
+Example:
+  msb logs -f app")]
+pub(crate) struct LogsArgs {
+    /// Go on until the sandbox is stopped
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
+    /// Name of the sandbox
+    pub(crate) name: String,
+}

@@ -1,0 +1,31 @@
+//! `msb exec`: a program in a sandbox that runs.
+
+use msb_sdk::{ExecOptions, Sandbox};
+
+use crate::Failure;
+use crate::args::ExecArgs;
+use crate::sandbox::variable;
+use crate::session::{Session, forwarded_signals};
+
+/// Runs the program and returns its exit code.
+pub(crate) async fn run(args: ExecArgs) -> Result<u8, Failure> {
+    let Some((program, rest)) = args.command.split_first() else {
+        return Err(Failure::Usage {
+            message: "no program is named".into(),
+            hint: Some(format!("msb exec {} -- PROGRAM", args.name)),
+        });
+    };
+    let mut options = ExecOptions::new(program, rest);
+    for (key, value) in args.env.iter().filter_map(|entry| variable(entry)) {
+        options = options.env(&key, &value);
+    }
+    if let Some(workdir) = args.workdir {
+        options = options.cwd(workdir);
+    }
+    if let Some(user) = args.user {
+        options = options.user(user);
+    }
+    let session = Session::new(args.interactive, args.tty)?;
+    let sandbox = Sandbox::get(&args.name).await?.connect().await?;
+    session.run(&sandbox, options, forwarded_signals()).await
+}

@@ -1,0 +1,52 @@
+//! `msb inspect`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use msb_sdk::{Sandbox, SandboxStatus};
+use serde_json::{Value, json};
+
+use crate::args::NamesArgs;
+use crate::{Failure, terminal};
+
+/// Prints an array with an object for each sandbox.
+pub(crate) async fn run(args: NamesArgs) -> Result<u8, Failure> {
+    let mut list = Vec::new();
+    for name in &args.names {
+        list.push(describe(&Sandbox::get(name).await?.status().await?));
+    }
+    terminal::say(&format!("{:#}", Value::Array(list)))?;
+    Ok(0)
+}
+
+/// All that is known of a sandbox. Keys are added, never renamed.
+pub(crate) fn describe(sandbox: &SandboxStatus) -> Value {
+    let program = sandbox.program.as_ref().map(|program| {
+        json!({
+            "reason": program.reason,
+            "code": program.code,
+            "at": millis(Some(program.at)),
+        })
+    });
+    json!({
+        "name": sandbox.name,
+        "status": sandbox.status.to_string(),
+        "failed": sandbox.failed,
+        "reason": sandbox.reason,
+        "kept": sandbox.kept,
+        "created": millis(sandbox.created),
+        "started": millis(sandbox.started),
+        "image_digest": sandbox.image_digest,
+        "engine": sandbox.engine,
+        "supervisor_pid": sandbox.pids.map(|(supervisor, _)| supervisor),
+        "vmm_pid": sandbox.pids.map(|(_, vmm)| vmm),
+        "ports": sandbox.ports,
+        "program": program,
+        "spec": sandbox.spec,
+    })
+}
+
+/// Milliseconds since the Unix epoch.
+fn millis(time: Option<SystemTime>) -> Option<u64> {
+    let since = time?.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok()
+}

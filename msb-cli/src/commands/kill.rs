@@ -1,0 +1,15 @@
+//! `msb kill`.
+
+use msb_sdk::Sandbox;
+
+use crate::args::NamesArgs;
+use crate::{Failure, terminal};
+
+/// Ends sandboxes at once and prints their names.
+pub(crate) async fn run(args: NamesArgs) -> Result<u8, Failure> {
+    for name in &args.names {
+        Sandbox::get(name).await?.kill().await?;
+        terminal::say(name)?;
+    }
+    Ok(0)
+}

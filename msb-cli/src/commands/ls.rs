@@ -1,0 +1,51 @@
+//! `msb ls` and `msb ps`.
+
+use msb_sdk::{Sandbox, SandboxStatus, Status};
+
+use super::inspect::describe;
+use crate::args::{FormatArg, LsArgs};
+use crate::table::{self, age};
+use crate::{Failure, terminal};
+
+/// Lists all sandboxes, or those that run.
+pub(crate) async fn run(args: LsArgs, all: bool) -> Result<u8, Failure> {
+    let mut sandboxes = Sandbox::list().await?;
+    if !all {
+        sandboxes.retain(|sandbox| sandbox.status != Status::Stopped);
+    }
+    match args.format {
+        _ if args.quiet => {
+            for sandbox in &sandboxes {
+                terminal::say(&sandbox.name)?;
+            }
+        }
+        FormatArg::Table => {
+            let heading = ["NAME", "IMAGE", "STATUS", "CREATED", "PORTS"];
+            let mut rows = vec![heading.map(str::to_owned).to_vec()];
+            rows.extend(sandboxes.iter().map(row));
+            table::print(&rows, &[])?;
+        }
+        FormatArg::Json => {
+            let list = sandboxes.iter().map(describe).collect();
+            terminal::say(&serde_json::Value::Array(list).to_string())?;
+        }
+    }
+    Ok(0)
+}
+
+fn row(sandbox: &SandboxStatus) -> Vec<String> {
+    let image = sandbox.spec.as_ref().map_or("-", |spec| &spec.image);
+    let status = if sandbox.failed {
+        "failed".to_owned()
+    } else {
+        sandbox.status.to_string()
+    };
+    let ports: Vec<_> = sandbox.ports.iter().map(ToString::to_string).collect();
+    vec![
+        sandbox.name.clone(),
+        image.to_owned(),
+        status,
+        sandbox.created.map_or_else(|| "-".into(), age),
+        ports.join(", "),
+    ]
+}

@@ -1,0 +1,23 @@
+//! `msb restart`.
+
+use std::time::Duration;
+
+use msb_sdk::{Error, Sandbox};
+
+use crate::args::StopArgs;
+use crate::{Failure, terminal};
+
+/// Stops sandboxes, if they run, starts them, and prints their names.
+pub(crate) async fn run(args: StopArgs) -> Result<u8, Failure> {
+    let grace = Duration::from_secs(args.time.into());
+    for name in &args.names {
+        let sandbox = Sandbox::get(name).await?;
+        match sandbox.stop_within(grace).await {
+            Ok(()) | Err(Error::NotRunning { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        sandbox.start().await?;
+        terminal::say(name)?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,179 @@
+//! One program in a sandbox at this terminal: its output, input, signals and size.
+
+use std::io::{self, Write};
+
+use msb_sdk::{Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Sandbox, Signal};
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::Failure;
+use crate::terminal::{self, RawMode};
+
+/// How much of standard input is read at once.
+const STDIN_CHUNK: usize = 64 * 1024;
+
+/// The exit code of a program whose reader went away: as if ended by SIGPIPE.
+const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Signals to this process that are the program's to deal with.
+const FORWARDED: [(SignalKind, u8); 4] = [
+    (SignalKind::interrupt(), 2),
+    (SignalKind::terminate(), 15),
+    (SignalKind::hangup(), 1),
+    (SignalKind::quit(), 3),
+];
+
+/// After so many signals to a program that does not end, the sandbox is ended.
+const PATIENCE: u32 = 3;
+
+/// How the program is connected to what this process has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Session {
+    /// Pass standard input on.
+    pub(crate) stdin: bool,
+    /// Give it a terminal.
+    pub(crate) tty: bool,
+}
+
+impl Session {
+    /// From the flags `-i` and `-t`. Input that is no terminal is passed on in any case.
+    pub(crate) fn new(interactive: bool, tty: bool) -> Result<Self, Failure> {
+        let piped = !terminal::stdin_is_terminal();
+        if tty && interactive && piped {
+            return Err(Failure::Usage {
+                message: "-i -t needs a terminal, and standard input is none".into(),
+                hint: Some("leave out -t".into()),
+            });
+        }
+        let stdin = piped || interactive;
+        Ok(Self { stdin, tty })
+    }
+
+    /// Runs a program to its end; returns its exit code.
+    pub(crate) async fn run(
+        self,
+        sandbox: &Sandbox,
+        mut options: ExecOptions,
+        mut signals: mpsc::Receiver<u8>,
+    ) -> Result<u8, Failure> {
+        if self.stdin {
+            options = options.stdin();
+        }
+        if self.tty {
+            options = options.tty(terminal::size());
+        }
+        let handle = tokio::select! {
+            handle = sandbox.exec_with(options) => handle?,
+            // There is no program yet to deal with it.
+            Some(number) = signals.recv() => return Ok(128 + number),
+        };
+        let raw = if self.tty && self.stdin {
+            RawMode::enter()
+        } else {
+            None
+        };
+        if self.stdin {
+            tokio::spawn(feed(handle.stdin()));
+        }
+        let code = follow(handle, self.tty, signals).await;
+        drop(raw);
+        code
+    }
+}
+
+/// Passes output, signals and sizes on until the program has ended.
+async fn follow(
+    mut handle: ExecHandle,
+    tty: bool,
+    mut signals: mpsc::Receiver<u8>,
+) -> Result<u8, Failure> {
+    let mut resized = signal(SignalKind::window_change()).ok();
+    let mut asked = 0;
+    loop {
+        tokio::select! {
+            event = handle.recv() => match event {
+                Some(ExecEvent::Stdout(data)) => {
+                    if let Some(code) = write(&mut io::stdout().lock(), &data, "standard output")? {
+                        return Ok(code);
+                    }
+                }
+                Some(ExecEvent::Stderr(data)) => {
+                    if let Some(code) = write(&mut io::stderr().lock(), &data, "standard error")? {
+                        return Ok(code);
+                    }
+                }
+                Some(ExecEvent::Exited(status)) => return Ok(status.code()),
+                Some(ExecEvent::Lost { reason }) => return Err(Error::Gone { reason }.into()),
+                Some(_) => {}
+                None => return Err(Error::Gone { reason: "the program's end was not reported".into() }.into()),
+            },
+            Some(number) = signals.recv() => {
+                asked += 1;
+                if asked > PATIENCE {
+                    return Ok(128 + number);
+                }
+                if let Ok(signal) = Signal::try_from(number) {
+                    handle.signal(signal);
+                }
+            }
+            Some(()) = next(&mut resized), if tty => handle.resize(terminal::size()),
+        }
+    }
+}
+
+async fn next(signal: &mut Option<tokio::signal::unix::Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => None,
+    }
+}
+
+/// Writes all at once; `Some(code)` when nobody reads any more.
+fn write(out: &mut impl Write, data: &[u8], name: &str) -> Result<Option<u8>, Failure> {
+    match out.write_all(data).and_then(|()| out.flush()) {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(BROKEN_PIPE)),
+        Err(error) => Err(Failure::Usage {
+            message: format!("cannot write to {name}: {error}"),
+            hint: None,
+        }),
+    }
+}
+
+/// Feeds standard input to the program.
+async fn feed(stdin: ExecStdin) {
+    let mut input = tokio::io::stdin();
+    let mut chunk = vec![0; STDIN_CHUNK];
+    loop {
+        match input.read(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(count) => {
+                if stdin.write(chunk[..count].to_vec()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    stdin.close();
+}
+
+/// The numbers of signals as they come in.
+pub(crate) fn forwarded_signals() -> mpsc::Receiver<u8> {
+    let (sender, receiver) = mpsc::channel(16);
+    for (kind, number) in FORWARDED {
+        // A signal that can't be watched keeps its default action.
+        let Ok(mut stream) = signal(kind) else {
+            continue;
+        };
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                if sender.send(number).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    receiver
+}

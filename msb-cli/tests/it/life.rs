@@ -1,0 +1,63 @@
+//! Sandboxes that live on: detached, stopped, started, killed, removed.
+
+use crate::lab::{BUSYBOX, Lab, alive, finish, signal, until};
+
+fn pids(lab: &Lab, name: &str) -> (u32, u32) {
+    let told = finish(&mut lab.msb(["inspect", name]), b"").success();
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let pid = |key: &str| told[0][key].as_u64().expect("a process id") as u32;
+    (pid("supervisor_pid"), pid("vmm_pid"))
+}
+
+#[test]
+fn files_survive_a_stop_and_a_killed_supervisor() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    let script = "echo started; sleep 1000";
+    msb(&[
+        "run", "-q", "--name", "app", "-d", BUSYBOX, "--", "sh", "-c", script,
+    ])
+    .success();
+    let taken = msb(&["run", "-q", "--name", "app", "-d", BUSYBOX]);
+    assert_eq!(taken.code, Some(125), "{taken:?}");
+    // Several processes at once.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let lab = &lab;
+            scope.spawn(move || {
+                let run = finish(&mut lab.msb(["exec", "app", "--", "cat"]), b"same");
+                assert_eq!(run.success(), "same");
+            });
+        }
+    });
+    msb(&["exec", "app", "--", "sh", "-c", "echo kept > /root/file"]).success();
+    until("the program has written", || {
+        msb(&["logs", "app"]).success() == "started\n"
+    });
+    msb(&["stop", "-t", "1", "app"]).success();
+    assert!(msb(&["ls"]).success().contains("stopped"));
+    assert_eq!(msb(&["exec", "app", "true"]).code, Some(125));
+    msb(&["start", "app"]).success();
+    assert_eq!(
+        msb(&["exec", "app", "cat", "/root/file"]).success(),
+        "kept\n"
+    );
+
+    for victim in [0, 1] {
+        let (supervisor, vmm) = pids(&lab, "app");
+        signal([supervisor, vmm][victim], "KILL");
+        until("nothing is left", || !alive(supervisor) && !alive(vmm));
+        assert!(msb(&["ls"]).success().contains("failed"));
+        msb(&["start", "app"]).success();
+        assert_eq!(
+            msb(&["exec", "app", "cat", "/root/file"]).success(),
+            "kept\n"
+        );
+    }
+    let (supervisor, vmm) = pids(&lab, "app");
+    assert_eq!(msb(&["rm", "app"]).code, Some(125));
+    msb(&["rm", "-f", "app"]).success();
+    until("nothing is left", || !alive(supervisor) && !alive(vmm));
+    assert_eq!(lab.sandboxes(), [""; 0]);
+}
