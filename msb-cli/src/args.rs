@@ -191,6 +191,9 @@ pub(crate) struct NetworkArgs {
     /// Write what the network decides to FILE, or to standard error if FILE is "-"
     #[arg(long, value_name = "FILE")]
     pub(crate) net_log: Option<PathBuf>,
+    /// Write every frame of the guest's link to FILE, for Wireshark and its kin (pcapng)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
     /// Write the network's log as lines of JSON
     #[arg(long, requires = "net_log")]
     pub(crate) json: bool,

@@ -31,6 +31,9 @@ pub(crate) fn builder(
             download: network.download,
             opens: network.opens,
         });
+    if let Some(file) = &network.pcap {
+        builder = builder.capture(file);
+    }
     for server in &network.dns {
         builder = builder.resolver(*server);
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use msb_guest_agent::wire::FrameDecoder;
@@ -113,6 +113,13 @@ impl SandboxBuilder {
         self
     }
 
+    /// Writes every frame between the guest and its network to a file, for Wireshark and
+    /// its kin (pcapng). Only its owner may read it; it ends at a gibibyte.
+    pub fn capture(mut self, file: impl Into<PathBuf>) -> Self {
+        self.spec.capture = Some(file.into());
+        self
+    }
+
     /// Offers a TCP port of the guest on a port of the host's loopback address; 0 is any
     /// port that is free, which [`Sandbox::ports`] tells.
     pub fn port(self, host: u16, guest: u16) -> Self {
@@ -219,8 +226,16 @@ impl SandboxBuilder {
         blocking(started).await?.sandbox()
     }
 
-    fn create_blocking(self, attached: bool, keep: bool) -> Result<Started, Error> {
+    fn create_blocking(mut self, attached: bool, keep: bool) -> Result<Started, Error> {
         self.spec.validate()?;
+        if let Some(file) = &mut self.spec.capture {
+            // The supervisor has another working folder.
+            *file = std::path::absolute(&*file).map_err(|error| Error::InvalidSetting {
+                setting: "the capture",
+                value: file.display().to_string(),
+                reason: error.to_string(),
+            })?;
+        }
         let home = match self.home {
             Some(home) => home,
             None => Home::from_env()?,

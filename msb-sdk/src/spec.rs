@@ -1,6 +1,7 @@
 //! The description of a sandbox: what the user asked for, checked.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use msb_net::publish::Publish;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub struct SandboxSpec {
     pub network_limits: NetworkLimits,
     /// Servers that names are asked of, instead of the host's.
     pub resolvers: Vec<SocketAddr>,
+    /// File that gets a copy of every frame of the guest's link (pcapng).
+    pub capture: Option<PathBuf>,
     /// Ports of the guest that the host offers, as `[BIND:]HOST:GUEST[/udp]`.
     pub ports: Vec<String>,
     /// Changes to the image's files, made once, before anything runs.
@@ -86,6 +89,7 @@ impl SandboxSpec {
             network: NetworkPolicy::default(),
             network_limits: NetworkLimits::default(),
             resolvers: Vec::new(),
+            capture: None,
             ports: Vec::new(),
             patches: Vec::new(),
             scripts: Vec::new(),

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -205,6 +206,67 @@ fn a_policy_file_and_the_command_line_go_together() {
         run(&lab, &flags, &fetch("192.168.127.1", &server)).code,
         Some(1)
     );
+}
+
+/// The frames of a capture, each with whether the guest sent it.
+fn frames(mut file: &[u8]) -> Vec<(Vec<u8>, bool)> {
+    let word = |bytes: &[u8]| u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"));
+    assert_eq!(word(file), 0x0a0d_0d0a, "it begins with a section");
+    let mut frames = Vec::new();
+    while !file.is_empty() {
+        let (block, rest) = file.split_at(word(&file[4..]) as usize);
+        assert_eq!(block[4..8], block[block.len() - 4..], "lengths agree");
+        if word(block) == 6 {
+            let length = word(&block[20..]) as usize;
+            let direction = word(&block[28 + length.next_multiple_of(4) + 4..]);
+            frames.push((block[28..28 + length].to_vec(), direction == 1));
+        }
+        file = rest;
+    }
+    frames
+}
+
+#[test]
+fn a_capture_holds_what_went_over_the_link() {
+    let lab = Lab::shared();
+    let server = Server::start("seen on the way");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut command = lab.msb(["run", "-q", "--pcap", "capture", "--net-rule"]);
+    // A name is meant where msb was started, not where its supervisor works.
+    command.current_dir(dir.path());
+    command.args([&server.allow(), BUSYBOX, "--", "sh", "-c"]);
+    command.arg(fetch("192.168.127.1", &server));
+    assert_eq!(finish(&mut command, b"").success(), "seen on the way");
+    let file = dir.path().join("capture");
+    let mode = std::fs::metadata(&file)
+        .expect("a file")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let frames = frames(&std::fs::read(&file).expect("read"));
+    let seen = |text: &str, by_guest| {
+        let holds = |frame: &[u8]| {
+            frame
+                .windows(text.len())
+                .any(|part| part == text.as_bytes())
+        };
+        let mut kept = frames.iter().filter(|(_, guests)| *guests == by_guest);
+        kept.any(|(frame, _)| holds(frame))
+    };
+    assert!(seen("GET /path", true) && !seen("GET /path", false));
+    assert!(seen("seen on the way", false) && !seen("seen on the way", true));
+}
+
+#[test]
+fn a_capture_that_cannot_be_written_is_named() {
+    let lab = Lab::shared();
+    for file in ["/nonexistent/capture", "/dev/null", "/"] {
+        let refused = run(&lab, &["--pcap", file], "echo ran");
+        assert_eq!(refused.code, Some(125), "{refused:?}");
+        assert_eq!(refused.stdout, "");
+        let said = format!("cannot write {file}: ");
+        assert!(refused.stderr.contains(&said), "{refused:?}");
+    }
 }
 
 #[test]

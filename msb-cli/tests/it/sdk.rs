@@ -52,12 +52,13 @@ async fn fetch(place: SocketAddr) -> std::io::Result<String> {
     got.await.expect("it does not panic")
 }
 
-/// A sandbox whose port 80 is served, on all its addresses.
+/// A sandbox whose port 80 is served, on all its addresses. The server has a session of
+/// its own from the start: its program is ended when its handle goes.
 async fn serving(name: &str) -> Sandbox {
     let name = format!("{name}-{}", std::process::id());
     let sandbox = Sandbox::builder(name).image(BUSYBOX).create().await;
     let sandbox = sandbox.expect("a sandbox");
-    let script = "mkdir /www; echo served > /www/word; busybox httpd -p 80 -h /www; echo up";
+    let script = "mkdir /www; echo served > /www/word; setsid busybox httpd -p 80 -h /www; echo up";
     let options = ExecOptions::new("sh", ["-c", script]);
     let mut server = sandbox.exec_with(options).await.expect("a program");
     loop {

@@ -6,10 +6,13 @@
 //! say how many frames there were and how many the limit left out.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
 
 use super::link::MAX_FRAME;
 use crate::Error;
@@ -71,13 +74,14 @@ impl Capture {
         }
     }
 
-    /// A capture in a new file; one of this name is overwritten.
+    /// A capture in a file that only its owner may read; one of this name is
+    /// overwritten.
     ///
     /// # Errors
     ///
-    /// The file cannot be made.
+    /// The file cannot be made, is somebody else's, or is no file but a pipe or device.
     pub fn create(path: &Path, limit: u64) -> Result<Self, Error> {
-        let file = File::create(path)
+        let file = create(path)
             .map_err(|error| Error::system(format!("write {}", path.display()), &error))?;
         Ok(Self::new(Box::new(file), limit))
     }
@@ -189,11 +193,33 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        if self.started && !self.broken {
-            // There is nobody left to tell of a failure.
-            let _ = self.statistics().and_then(|()| self.out.flush());
+        if self.broken {
+            return;
         }
+        // A capture of nothing is one, too. There is nobody left to tell of a failure.
+        let begun = if self.started { Ok(()) } else { self.header() };
+        let _ = begun
+            .and_then(|()| self.statistics())
+            .and_then(|()| self.out.flush());
     }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .mode(0o600)
+        // A pipe that nobody reads would not be opened before somebody did.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        let reason = "it is not a regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    // Whoever could read the old file must not read this one.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.set_len(0)?;
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use msb_net::error::PortRefusal;
 use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
 use msb_net::publish::Publish;
-use msb_net::shell::{Events, Link, Network, Options, Publication, host_addresses, host_resolvers};
+use msb_net::shell::{
+    Capture, Events, Link, Network, Options, Publication, host_addresses, host_resolvers,
+};
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
 use tokio::sync::{mpsc, watch};
 
@@ -35,6 +37,7 @@ const PREFIX_V6: u8 = 64;
 pub(super) struct Wiring {
     config: Config,
     mac: Mac,
+    capture: Option<Capture>,
 }
 
 impl Wiring {
@@ -53,7 +56,14 @@ impl Wiring {
             [] => host_resolvers().map_err(net)?,
             given => given.to_vec(),
         };
-        Ok(Self { config, mac })
+        let capture = spec.capture.as_deref();
+        let capture = capture.map(|file| Capture::create(file, Capture::DEFAULT_LIMIT));
+        let capture = capture.transpose().map_err(net)?;
+        Ok(Self {
+            config,
+            mac,
+            capture,
+        })
     }
 
     pub(super) fn card(&self) -> Card {
@@ -79,6 +89,7 @@ impl Wiring {
         let (handover, refused) = dial::channel();
         let mut options = Options::new(self.config);
         options.fallback = Some(Box::new(handover));
+        options.capture = self.capture;
         let (network, events) = Network::spawn(options, Link::stream(link)).map_err(net)?;
         Ok(Wire {
             network,

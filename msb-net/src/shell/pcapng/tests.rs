@@ -104,6 +104,33 @@ fn a_writer_that_fails_ends_the_capture_and_nothing_else() {
     assert!(capture.broken);
 }
 
+#[test]
+fn a_capture_of_nothing_is_one() {
+    let blocks = blocks(&captured(&[], 10_000));
+    assert_eq!((blocks.len(), counts(&blocks)), (3, (0, 0)));
+}
+
+#[test]
+fn the_file_is_its_owners_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("capture");
+    for old in [None, Some("what was there before")] {
+        if let Some(old) = old {
+            std::fs::write(&path, old).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        }
+        drop(Capture::create(&path, 10_000).unwrap());
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(blocks(&std::fs::read(&path).unwrap()).len(), 3);
+    }
+    let nowhere = [folder.path().into(), path.join("below"), "/dev/null".into()];
+    for wrong in nowhere {
+        let error = Capture::create(&wrong, 10_000).unwrap_err().to_string();
+        assert!(error.contains(&*wrong.display().to_string()), "{error}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_was_written_can_be_read(frames in prop::collection::vec(
