@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 mod life;
 
 pub(crate) use self::life::{
-    CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StopArgs,
+    CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StopArgs,
 };
 use crate::size::parse_mebibytes;
 
@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Create(Box<CreateArgs>),
     /// Run a program in a sandbox that runs
     Exec(ExecArgs),
+    /// Copy files and folders into a sandbox that runs, or out of it
+    Cp(CpArgs),
     /// Open a shell in a sandbox that runs
     #[command(visible_alias = "sh")]
     Shell(ShellArgs),

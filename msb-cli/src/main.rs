@@ -61,6 +61,7 @@ async fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Run(run) => commands::run::run(*run).await,
         Command::Create(create) => commands::create::run(*create).await,
         Command::Exec(exec) => commands::exec::run(exec).await,
+        Command::Cp(cp) => commands::cp::run(cp).await,
         Command::Shell(shell) => commands::shell::run(shell).await,
         Command::Start(names) => commands::start::run(names).await,
         Command::Stop(stop) => commands::stop::run(stop).await,

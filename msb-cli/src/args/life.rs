@@ -58,6 +58,24 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
+/// Arguments of `msb cp`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Into a folder that exists the copy goes under its own name. Permissions, times, symlinks and holes are
+kept. What a guest made is not trusted: devices and set-user-id bits do not get out.
+
+Examples:
+  msb cp ./project app:/srv
+  msb cp app:/var/log/app.log .")]
+pub(crate) struct CpArgs {
+    /// File or folder: PATH on this host, or NAME:PATH in a sandbox that runs
+    #[arg(value_name = "FROM")]
+    pub(crate) from: std::ffi::OsString,
+    /// Where its copy goes
+    #[arg(value_name = "TO")]
+    pub(crate) to: std::ffi::OsString,
+}
+
 /// Arguments of `msb shell`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;

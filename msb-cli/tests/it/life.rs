@@ -62,6 +62,50 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
     assert_eq!(lab.sandboxes(), [""; 0]);
 }
 
+#[test]
+fn copies_go_in_and_out() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    let host = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| host.path().join(name).display().to_string();
+    std::fs::create_dir(at("tree")).expect("a folder");
+    std::fs::write(at("tree/a:b"), "content").expect("a file");
+    msb(&["create", "-q", "--name", "app", BUSYBOX]).success();
+
+    // Into a folder that is there, under its own name; else to the name itself.
+    msb(&["cp", &at("tree"), "app:/tmp"]).success();
+    msb(&["cp", &at("tree/a:b"), "app:root/file"]).success();
+    let script = "cat /tmp/tree/a:b /root/file; mkfifo /tmp/tree/pipe; ln -s /etc /tmp/tree/etc";
+    let told = msb(&["exec", "app", "--", "sh", "-c", script]).success();
+    assert_eq!(told, "contentcontent");
+
+    let out = msb(&["cp", "app:/tmp/tree", &at("copy")]);
+    assert!(
+        out.stderr.contains("left out") && out.stderr.contains("pipe"),
+        "{out:?}"
+    );
+    assert_eq!(std::fs::read(at("copy/a:b")).expect("a file"), b"content");
+    assert!(std::fs::symlink_metadata(at("copy/pipe")).is_err());
+    msb(&["cp", "app:/root/file", host.path().to_str().expect("UTF-8")]).success();
+    assert_eq!(std::fs::read(at("file")).expect("a file"), b"content");
+
+    for wrong in [
+        ["app:/a", "app:/b"],
+        ["./a", "./b"],
+        ["none:/a", "./b"],
+        ["app:/none", "./b"],
+    ] {
+        let refused = msb(&["cp", wrong[0], wrong[1]]);
+        assert_eq!(refused.code, Some(125), "{refused:?}");
+        assert!(
+            refused.stderr.contains("hint") || refused.stderr.contains("/none"),
+            "{refused:?}"
+        );
+    }
+    msb(&["rm", "-f", "app"]).success();
+}
+
 /// The words of a command line, in which only double quotes are special.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
