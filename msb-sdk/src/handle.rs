@@ -9,11 +9,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::builder::{Start, Started, await_ready, blocking};
 use crate::error::Error;
-use crate::home::{GuestBundle, Home};
+use crate::home::{GuestBundle, Home, unusable};
 use crate::logs::Logs;
 use crate::port::PublishedPort;
-use crate::record::{Phase, Record, State};
-use crate::sandbox::{STOP_GRACE, Sandbox};
+use crate::record::{self, Phase, Record, State};
+use crate::sandbox::{STOP_GRACE, STOP_LIMIT, Sandbox};
 use crate::socket;
 use crate::spec::SandboxSpec;
 use crate::state::{self, Found, SandboxDir};
@@ -321,8 +321,10 @@ impl SandboxHandle {
         let record = record.ok_or_else(|| Error::NoSandbox {
             name: self.name.clone(),
         })?;
-        // One that can't be read is not written over.
+        // One that can't be read is not written over. The process that it names is not that
+        // of the supervisor which has the lock from here on.
         State::read(dir.path())?;
+        record::forget_state(dir.path()).map_err(|source| unusable(dir.path(), source))?;
         let image = self.image(&record)?;
         let start = Start {
             home: self.home.clone(),
@@ -349,7 +351,13 @@ impl SandboxHandle {
     /// As [`SandboxHandle::stop`].
     pub async fn stop_within(&self, grace: Duration) -> Result<(), Error> {
         match self.connect().await {
-            Ok(sandbox) => sandbox.stop_within(grace).await,
+            Ok(sandbox) => {
+                let limit = grace.saturating_add(STOP_LIMIT + KILL_PATIENCE);
+                match tokio::time::timeout(limit, sandbox.stop_within(grace)).await {
+                    Ok(stopped) => stopped,
+                    Err(_) => self.kill().await,
+                }
+            }
             // Somebody else stops it, or it is in no state to be stopped in order.
             Err(Error::Busy { .. } | Error::ImageGone { .. }) => self.wait_within(grace).await,
             Err(error) => Err(error),
@@ -376,7 +384,7 @@ impl SandboxHandle {
         }
         let running = tokio::time::timeout(Duration::from_secs(1), self.connect()).await;
         if let Ok(Ok(sandbox)) = running
-            && sandbox.kill().await.is_ok()
+            && let Ok(Ok(())) = tokio::time::timeout(KILL_PATIENCE, sandbox.kill()).await
         {
             return Ok(());
         }
@@ -391,7 +399,9 @@ impl SandboxHandle {
 
     /// Kills a supervisor that does not answer. The guest ends with it.
     fn kill_supervisor(&self) -> Result<(), Error> {
-        let Some(state) = State::read(&self.dir())? else {
+        let now = || State::read(&self.dir());
+        let state = now()?.filter(|state| state.phase != Phase::Stopped);
+        let Some(state) = state else {
             return Ok(());
         };
         let pid = i32::try_from(state.pid).ok().and_then(Pid::from_raw);
@@ -401,9 +411,10 @@ impl SandboxHandle {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
             return Ok(());
         };
-        // The process is that of the state as long as the lock is taken; now it cannot be
-        // another any more.
-        if state::look_at(&self.home, &self.name).is_ok_and(|found| found.in_use) {
+        // A state that is there while the lock is taken is that of who has it: whoever starts
+        // a sandbox removes the old one first. Now it cannot be another process any more.
+        let in_use = state::look_at(&self.home, &self.name).is_ok_and(|found| found.in_use);
+        if in_use && now()?.is_some_and(|again| again.pid == state.pid) {
             pidfd_send_signal(&process, Signal::KILL).map_err(|error| Error::Supervisor {
                 source: io::Error::from(error),
             })?;

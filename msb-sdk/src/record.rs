@@ -160,7 +160,16 @@ pub(crate) fn is_kept(dir: &Path) -> Result<bool, Error> {
 
 /// Makes a leftover of the folder.
 pub(crate) fn forget(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(RECORD)) {
+    remove(&dir.join(RECORD))
+}
+
+/// Forgets how far a sandbox got.
+pub(crate) fn forget_state(dir: &Path) -> io::Result<()> {
+    remove(&dir.join(STATE))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

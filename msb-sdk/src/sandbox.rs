@@ -21,7 +21,7 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// So long after the grace an orderly end is given up: longer than what the supervisor
 /// allows for flushing disks.
-const STOP_LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// A guest that runs. One from [`SandboxBuilder::create`] is owned by this process: it ends
 /// when this is dropped, or when the process ends in whatever way. Others are only talked to.

@@ -112,10 +112,22 @@ impl SandboxDir {
     }
 }
 
-/// Removes a folder, so that what is left is a leftover at any moment.
+/// Removes a folder, so that what is left is a leftover at any moment. It loses its name
+/// first: nobody makes another in it while it is emptied.
 fn remove(path: &Path) -> io::Result<()> {
     record::forget(path)?;
-    fs::remove_dir_all(path)
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    for again in 0..MAX_TRIES {
+        // No sandbox has a name that begins with a dot.
+        let other = path.with_file_name(format!(".{name}.{}.{again}", std::process::id()));
+        match fs::rename(path, &other) {
+            Ok(()) => return fs::remove_dir_all(&other),
+            // A leftover of a process that had our id.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::DirectoryNotEmpty.into())
 }
 
 /// Removes the folders of sandboxes that nobody runs any more and nobody keeps: their

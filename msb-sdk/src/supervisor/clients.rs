@@ -163,56 +163,43 @@ impl Clients {
                 Ok(0) | Err(_) => return asked("its creator ended"),
                 Ok(_) => {}
             }
-            // Room first: a frame that was taken into the table must reach the agent.
-            let room = tokio::select! {
-                room = self.asks.agent.reserve() => room,
-                () = hung_up(&socket) => return asked("its creator ended"),
-            };
-            let Ok(room) = room else {
-                // The machine is ending, and its exit says why.
-                hung_up(&socket).await;
-                return asked("its creator ended");
-            };
-            let mut out = BytesMut::new();
-            let mut requests = Vec::new();
-            let taken = self.take(id, &mut decoder, &mut out, &mut requests);
-            if out.is_empty() {
-                drop(room);
-            } else {
-                room.send(out);
-            }
+            // What is asked of the supervisor does not wait for the guest.
+            let (requests, frames, whole) = sort(&mut decoder);
             for request in requests {
                 tokio::select! {
                     () = self.request(id, request) => {}
                     () = hung_up(&socket) => return asked("its creator ended"),
                 }
             }
-            if let Err(reason) = taken {
+            let passed = if frames.is_empty() {
+                Ok(())
+            } else {
+                // Room first: a frame that was taken into the table must reach the agent.
+                let room = tokio::select! {
+                    room = self.asks.agent.reserve() => room,
+                    () = hung_up(&socket) => return asked("its creator ended"),
+                };
+                let Ok(room) = room else {
+                    // The machine is ending, and its exit says why.
+                    hung_up(&socket).await;
+                    return asked("its creator ended");
+                };
+                let mut out = BytesMut::new();
+                let passed = self.pass(id, frames, &mut out);
+                if !out.is_empty() {
+                    room.send(out);
+                }
+                passed
+            };
+            if let Err(reason) = passed.and(whole) {
                 return (format!("its creator {reason}"), false);
             }
         }
     }
 
-    /// Sorts the frames of a client.
-    fn take(
-        &self,
-        id: ClientId,
-        decoder: &mut FrameDecoder,
-        out: &mut BytesMut,
-        requests: &mut Vec<ToSupervisor>,
-    ) -> Result<(), String> {
-        loop {
-            let frame = decoder
-                .next_frame()
-                .map_err(|error| format!("broke the protocol: {error}"))?;
-            let Some(frame) = frame else {
-                return Ok(());
-            };
-            if frame.stream.is_control() {
-                let request = control::decode(&frame);
-                requests.push(request.ok_or("sent something else than a request")?);
-                continue;
-            }
+    /// Passes frames of a client on, as far as they make sense.
+    fn pass(&self, id: ClientId, frames: Vec<Frame>, out: &mut BytesMut) -> Result<(), String> {
+        for frame in frames {
             let passed = self.state().routes.take_from_client(id, frame);
             match passed.map_err(|error| format!("broke the protocol: {error}"))? {
                 Passed::On(frame) => frame.encode(out),
@@ -220,6 +207,7 @@ impl Clients {
                 Passed::Dropped => {}
             }
         }
+        Ok(())
     }
 
     async fn request(&self, id: ClientId, request: ToSupervisor) {
@@ -342,6 +330,35 @@ impl Clients {
                 return;
             }
             shorter.await;
+        }
+    }
+}
+
+/// Takes the whole frames that there are: what is asked of the supervisor, what is for the
+/// agent, and whether all of it made sense.
+fn sort(decoder: &mut FrameDecoder) -> (Vec<ToSupervisor>, Vec<Frame>, Result<(), String>) {
+    let (mut requests, mut frames) = (Vec::new(), Vec::new());
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) if frame.stream.is_control() => match control::decode(&frame) {
+                Some(request) => requests.push(request),
+                None => {
+                    return (
+                        requests,
+                        frames,
+                        Err("sent something else than a request".into()),
+                    );
+                }
+            },
+            Ok(Some(frame)) => frames.push(frame),
+            Ok(None) => return (requests, frames, Ok(())),
+            Err(error) => {
+                return (
+                    requests,
+                    frames,
+                    Err(format!("broke the protocol: {error}")),
+                );
+            }
         }
     }
 }

@@ -204,10 +204,11 @@ fn oversee(
     let (reason, asked) =
         ended.unwrap_or_else(|error| (format!("the supervisor failed: {error}"), false));
     drop(lease);
-    let mut state = program::locked(&state).clone();
-    settle(launch, dir, &mut state, &reason, asked, !launch.keep);
+    // Ports are free before the lock is: whoever starts it again wants them.
     let mut events = Vec::new();
     wire.finish(&mut events);
+    let mut last = program::end(&state);
+    settle(launch, dir, &mut last, &reason, asked, !launch.keep);
     relay.farewell(&events, &(reason, asked));
     0
 }

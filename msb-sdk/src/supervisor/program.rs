@@ -15,7 +15,7 @@ use super::relay::Resident;
 use crate::exec::{ExecEvent, ExecHandle, ExecOptions};
 use crate::link::Link;
 use crate::logs::{MAX_LOG, NEWER, OLDER};
-use crate::record::{ProgramEnd, State, now};
+use crate::record::{Phase, ProgramEnd, State, now};
 
 /// See the [module](self).
 pub(super) struct Program {
@@ -27,6 +27,15 @@ pub(super) struct Program {
 /// The state, which no panic leaves half written.
 pub(super) fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The state at the end of the sandbox. From here on a [`Program`] writes none: the folder
+/// may be somebody else's.
+pub(super) fn end(state: &Mutex<State>) -> State {
+    let mut state = locked(state);
+    let last = state.clone();
+    state.phase = Phase::Stopped;
+    last
 }
 
 impl Program {
@@ -47,6 +56,9 @@ impl Program {
             }
         };
         let mut state = locked(&self.state);
+        if state.phase == Phase::Stopped {
+            return;
+        }
         state.program = Some(end);
         // It is for others to see.
         let _ = state.write(&self.dir);

@@ -40,8 +40,18 @@ async fn a_guest_that_does_not_read_cannot_outlive_its_creator() {
     while let Ok(written) = tokio::time::timeout(stuck, creator.write_all(&out)).await {
         written.expect("the relay reads");
     }
-    creator.shutdown().await.expect("hang up");
     let limit = Duration::from_secs(10);
+    // Nor does whoever comes to end it wait for the guest.
+    let (mut other, theirs) = UnixStream::pair().expect("pair");
+    clients.serve(theirs, false, &[]);
+    let kill = control::encode(&control::ToSupervisor::Kill);
+    other.write_all(&kill).await.expect("write");
+    let end = tokio::time::timeout(limit, asked.ends.recv())
+        .await
+        .expect("it is killed");
+    assert_eq!(end, Some(super::asked("killed")));
+
+    creator.shutdown().await.expect("hang up");
     let end = tokio::time::timeout(limit, asked.ends.recv())
         .await
         .expect("it ends");
