@@ -48,6 +48,10 @@ const TAIL_LINES: usize = 60;
 /// Size of the outer root, sparse: programs, libraries, an image, and room.
 const ROOT_SIZE: &str = "768M";
 
+/// How often the outer kernel may die of QEMU's emulation before that is a failure: seen in
+/// three of seven runs of one day.
+const MAX_DEATHS: u32 = 4;
+
 /// Runs everything, or only the engine tests whose name holds one of `filters`.
 pub(crate) fn run(filters: &[String]) -> Result<()> {
     let filters: Vec<&String> = filters.iter().filter(|word| *word != "--").collect();
@@ -66,13 +70,31 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
         kernel,
     };
     let programs = step("programs for the lab", programs)?;
-    step("root of the lab", || {
-        lab.make_root(&bundle, &images, &programs, &filters)
-    })?;
+    let parts = if filters.is_empty() {
+        "tests,msb,measure"
+    } else {
+        "tests"
+    };
+    let wall = || {
+        step("root of the lab", || {
+            lab.make_root(&bundle, &images, &programs, &filters)
+        })?;
+        step("KVM lab", || lab.boot(parts, Clock::Wall))
+    };
+    let mut left = MAX_DEATHS;
+    let report = loop {
+        match wall() {
+            Err(error) if left > 0 && lab.died_of_patching() => {
+                left -= 1;
+                eprintln!("    {error:#}");
+                eprintln!("    the outer kernel died of a trap in code that it had patched: again");
+            }
+            report => break report?,
+        }
+    };
     if !filters.is_empty() {
-        return step("KVM lab", || lab.boot("tests", Clock::Wall).map(drop));
+        return Ok(());
     }
-    let report = step("KVM lab", || lab.boot("tests,msb,measure", Clock::Wall))?;
     let counted = step("KVM lab, instructions", || {
         lab.boot("measure", Clock::Instructions)
     })?;
@@ -200,6 +222,14 @@ impl Lab {
 
     fn disk(&self) -> PathBuf {
         self.folder.join("root.ext4")
+    }
+
+    /// Tells whether the outer kernel itself ended the last run, by a trap that it had put into
+    /// its own code and taken out again. On QEMU's emulation of several processors one of
+    /// them now and then still meets it, which says nothing of what is tested.
+    fn died_of_patching(&self) -> bool {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        log.contains("] Oops: int3:") && !log.contains("@lab done")
     }
 
     /// Boots the outer guest, and fails when one of its steps does.
