@@ -31,7 +31,15 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
             });
         }
     });
-    msb(&["exec", "app", "--", "sh", "-c", "echo kept > /root/file"]).success();
+    msb(&[
+        "exec",
+        "app",
+        "--",
+        "sh",
+        "-c",
+        "mkdir -p /srv; echo kept > /srv/file",
+    ])
+    .success();
     until("the program has written", || {
         msb(&["logs", "app"]).success() == "started\n"
     });
@@ -40,7 +48,7 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
     assert_eq!(msb(&["exec", "app", "true"]).code, Some(125));
     msb(&["start", "app"]).success();
     assert_eq!(
-        msb(&["exec", "app", "cat", "/root/file"]).success(),
+        msb(&["exec", "app", "cat", "/srv/file"]).success(),
         "kept\n"
     );
 
@@ -51,7 +59,7 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
         assert!(msb(&["ls"]).success().contains("failed"));
         msb(&["start", "app"]).success();
         assert_eq!(
-            msb(&["exec", "app", "cat", "/root/file"]).success(),
+            msb(&["exec", "app", "cat", "/srv/file"]).success(),
             "kept\n"
         );
     }
@@ -72,11 +80,12 @@ fn copies_go_in_and_out() {
     std::fs::create_dir(at("tree")).expect("a folder");
     std::fs::write(at("tree/a:b"), "content").expect("a file");
     msb(&["create", "-q", "--name", "app", BUSYBOX]).success();
+    msb(&["exec", "app", "mkdir", "-p", "/srv"]).success();
 
     // Into a folder that is there, under its own name; else to the name itself.
     msb(&["cp", &at("tree"), "app:/tmp"]).success();
-    msb(&["cp", &at("tree/a:b"), "app:root/file"]).success();
-    let script = "cat /tmp/tree/a:b /root/file; mkfifo /tmp/tree/pipe; ln -s /etc /tmp/tree/etc";
+    msb(&["cp", &at("tree/a:b"), "app:srv/file"]).success();
+    let script = "cat /tmp/tree/a:b /srv/file; mkfifo /tmp/tree/pipe; ln -s /etc /tmp/tree/etc";
     let told = msb(&["exec", "app", "--", "sh", "-c", script]).success();
     assert_eq!(told, "contentcontent");
 
@@ -87,7 +96,7 @@ fn copies_go_in_and_out() {
     );
     assert_eq!(std::fs::read(at("copy/a:b")).expect("a file"), b"content");
     assert!(std::fs::symlink_metadata(at("copy/pipe")).is_err());
-    msb(&["cp", "app:/root/file", host.path().to_str().expect("UTF-8")]).success();
+    msb(&["cp", "app:/srv/file", host.path().to_str().expect("UTF-8")]).success();
     assert_eq!(std::fs::read(at("file")).expect("a file"), b"content");
 
     for wrong in [
