@@ -84,19 +84,24 @@ impl Drop for Agent {
 }
 
 impl Agent {
+    /// A started agent that has answered: what it opens for itself is open, so that
+    /// its descriptors can be counted.
     pub(crate) fn start() -> Agent {
         let (link, theirs) = UnixStream::pair().unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_msb-guest-agent"))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
-        Agent {
+        let mut agent = Agent {
             process,
             link,
             endpoint: HostEndpoint::new(),
             streams: BTreeMap::new(),
             answers: Vec::new(),
-        }
+        };
+        agent.ping();
+        agent.answers.clear();
+        agent
     }
 
     pub(crate) fn run(&mut self, request: ExecRequest) -> Run {
