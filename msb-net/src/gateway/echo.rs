@@ -200,7 +200,7 @@ impl Gateway {
         self.actions.push_back(Action::Echo {
             flow: id,
             to: Faces::of(packet.destination).canonical(),
-            hops: packet.hops_left(),
+            handling: packet.handling(),
             sequence: echo.sequence,
             payload: echo.data.to_vec(),
         });

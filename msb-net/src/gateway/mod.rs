@@ -73,7 +73,7 @@ pub use self::inspect::{Intercept, Intercepted};
 pub(crate) use self::offload::LENGTH as OFFLOAD_HEADER;
 use self::outbox::Outbox;
 use self::packet::{Packet, Unfit};
-pub use self::path::PathError;
+pub use self::path::{Handling, PathError};
 use self::tcp::TcpTable;
 use self::throttle::Throttle;
 use self::timers::Timers;
@@ -254,8 +254,8 @@ pub enum Action {
         flow: FlowId,
         /// To here.
         to: SocketAddr,
-        /// With this many hops, if not with the usual number.
-        hops: Option<u8>,
+        /// In this way.
+        handling: Handling,
         /// These bytes.
         payload: Vec<u8>,
     },
@@ -266,8 +266,8 @@ pub enum Action {
         flow: FlowId,
         /// To here.
         to: IpAddr,
-        /// With this many hops, if not with the usual number.
-        hops: Option<u8>,
+        /// In this way.
+        handling: Handling,
         /// With this number.
         sequence: u16,
         /// And these bytes.
@@ -464,7 +464,10 @@ impl Gateway {
             Err(reason) => return self.events.dropped(reason),
         };
         match Packet::parse(kind, &whole) {
-            Ok(packet) => self.handle_packet(now, &packet),
+            Ok(packet) => {
+                let mended = true;
+                self.handle_packet(now, &Packet { mended, ..packet });
+            }
             Err(Unfit::Drop(reason)) => self.events.dropped(reason),
             Err(Unfit::NotPlain) => self.events.dropped(DropReason::Malformed),
         }

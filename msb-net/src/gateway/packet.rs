@@ -22,6 +22,8 @@ pub(super) struct Packet<'a> {
     /// The sender's kernel has left the transport's checksum to its network card,
     /// which we are: nothing has happened to the packet since.
     pub(super) unsummed: bool,
+    /// It came in pieces, or behind headers that were taken off.
+    pub(super) mended: bool,
 }
 
 /// Why a packet is not one that can be judged.
@@ -82,7 +84,17 @@ impl<'a> Packet<'a> {
             payload: bytes.get(start..).ok_or(DropReason::Malformed)?,
             header,
             unsummed: false,
+            mended: false,
         })
+    }
+
+    /// Tells whether nobody on the way may cut it to pieces: by its flag (RFC 791),
+    /// and in IPv6 by its kind, unless its sender cut it already.
+    pub(super) fn is_for_one_piece(&self) -> bool {
+        match self.header {
+            IpRepr::Ipv4(_) => Ipv4Packet::new_unchecked(self.bytes).dont_frag() && !self.mended,
+            IpRepr::Ipv6(_) => !self.mended,
+        }
     }
 
     /// Which checksums of the transport are to be verified.

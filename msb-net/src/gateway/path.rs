@@ -21,6 +21,22 @@ use super::{FlowId, Gateway};
 /// and more, and a trace of a longer path than this does not get to its end.
 const ORDINARY_HOPS: u8 = 64;
 
+/// How much longer the header of IPv6 is than that of IPv4.
+const HEADERS_DIFFER: u32 = 20;
+
+/// What every link carries of IPv6 (RFC 8200, 5).
+const MIN_MTU_V6: u32 = 1280;
+
+/// How the guest wants a packet to be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Handling {
+    /// With this many hops, if not with the usual number.
+    pub hops: Option<u8>,
+    /// In one piece or not at all: where it does not fit, the guest wants to hear
+    /// so ([`PathError::TooBig`]).
+    pub whole: bool,
+}
+
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -43,11 +59,14 @@ pub enum PathError {
 }
 
 impl Packet<'_> {
-    /// How many hops the upstream's packet has left, if the guest sent it with few
-    /// on purpose: the gateway is one.
-    pub(super) fn hops_left(&self) -> Option<u8> {
+    /// How the packet is to be sent on. Hops count only if the guest sent it with
+    /// few on purpose: the gateway is one.
+    pub(super) fn handling(&self) -> Handling {
         let hops = self.header.hop_limit();
-        (hops < ORDINARY_HOPS).then(|| hops.saturating_sub(1).max(1))
+        Handling {
+            hops: (hops < ORDINARY_HOPS).then(|| hops.saturating_sub(1).max(1)),
+            whole: self.is_for_one_piece(),
+        }
     }
 
     /// Tells whether the gateway is where it ends.
@@ -71,6 +90,7 @@ impl Gateway {
     ) {
         self.clock = now;
         if let Some((guest, far)) = self.udp.outgoing(id) {
+            let error = self.translated(error, far.ip());
             let header = udp_header(guest, far, quoted);
             self.explain(
                 error,
@@ -83,6 +103,7 @@ impl Gateway {
             let Some((sequence, payload)) = quoted.split_first_chunk() else {
                 return;
             };
+            let error = self.translated(error, far);
             let protocol = match guest {
                 IpAddr::V4(_) => IpProtocol::Icmp,
                 IpAddr::V6(_) => IpProtocol::Icmpv6,
@@ -91,6 +112,19 @@ impl Gateway {
             self.explain(error, (guest, far), from, protocol, &header);
         } else {
             self.server_failed(now, id);
+        }
+    }
+
+    /// An error as it is where the guest is: to what it sees as an IPv6 address, but
+    /// which is dialled as the IPv4 one inside, packets become shorter on the way
+    /// (RFC 7915, 4.2).
+    fn translated(&self, error: PathError, far: IpAddr) -> PathError {
+        let shortened = far.is_ipv6() && self.dial(far, 0).is_ipv4();
+        match error {
+            PathError::TooBig { mtu } if shortened => PathError::TooBig {
+                mtu: mtu.saturating_add(HEADERS_DIFFER).max(MIN_MTU_V6),
+            },
+            other => other,
         }
     }
 

@@ -13,7 +13,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 
-use super::{Action, Config, ConnectError, Event, FlowId, Gateway};
+use super::{Action, Config, ConnectError, Event, FlowId, Gateway, Handling};
 
 pub(super) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
@@ -129,6 +129,8 @@ pub(super) struct Sim {
     pub(super) faults: Faults,
     pub(super) upstreams: HashMap<FlowId, Upstream>,
     pub(super) datagrams: Vec<(FlowId, SocketAddr, Vec<u8>)>,
+    /// How each of them was to be sent.
+    pub(super) handlings: Vec<Handling>,
     /// Echo requests for the driver.
     pub(super) intercepted: Vec<crate::gateway::Intercepted>,
     pub(super) echoes: Vec<Action>,
@@ -168,6 +170,7 @@ impl Sim {
             faults: Faults::default(),
             upstreams: HashMap::new(),
             datagrams: Vec::new(),
+            handlings: Vec::new(),
             intercepted: Vec::new(),
             echoes: Vec::new(),
             events: Vec::new(),
@@ -372,8 +375,14 @@ impl Sim {
                 }
             }
             Action::Send {
-                flow, to, payload, ..
-            } => self.datagrams.push((flow, to, payload)),
+                flow,
+                to,
+                handling,
+                payload,
+            } => {
+                self.handlings.push(handling);
+                self.datagrams.push((flow, to, payload));
+            }
             action @ Action::Echo { .. } => self.echoes.push(action),
             Action::Intercept(own) => self.intercepted.push(*own),
             Action::Forget(_) => {}

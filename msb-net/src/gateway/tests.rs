@@ -5,6 +5,7 @@ mod fuzzed;
 mod inbound;
 mod intercept;
 mod offload;
+mod path;
 mod pieces;
 mod throttle;
 

@@ -148,7 +148,7 @@ impl Gateway {
         self.actions.push_back(Action::Send {
             flow: id,
             to,
-            hops: packet.hops_left(),
+            handling: packet.handling(),
             payload,
         });
     }

@@ -9,14 +9,15 @@ use rustix::net::{self, RecvFlags, SendFlags};
 
 use super::failures;
 use super::stream::Turn;
-use crate::gateway::{FlowId, Gateway};
+use super::way::Way;
+use crate::gateway::{FlowId, Gateway, Handling};
 
 /// Datagrams one flow may bring before the next one has its turn.
 const BUDGET: usize = 32;
 
 pub(super) struct Datagram {
     fd: OwnedFd,
-    hops: Option<u8>,
+    way: Way,
     /// There may be messages about what did not arrive.
     pub(super) failed: bool,
     pub(super) readable: bool,
@@ -29,7 +30,7 @@ impl Datagram {
         failures::watch(&fd);
         Self {
             fd,
-            hops: None,
+            way: Way::default(),
             failed: false,
             readable: false,
             waiting: false,
@@ -39,10 +40,8 @@ impl Datagram {
     /// Sends one datagram. What the socket does not take is lost, as anywhere on
     /// the way; an error that an earlier one caused is reported once and does not
     /// keep this one back.
-    pub(super) fn send(&mut self, hops: Option<u8>, payload: &[u8]) -> Result<(), Errno> {
-        if std::mem::replace(&mut self.hops, hops) != hops {
-            failures::set_hops(&self.fd, hops);
-        }
+    pub(super) fn send(&mut self, handling: Handling, payload: &[u8]) -> Result<(), Errno> {
+        self.way.prepare(&self.fd, handling);
         let mut result = Ok(());
         for _ in 0..2 {
             match net::send(&self.fd, payload, SendFlags::NOSIGNAL) {

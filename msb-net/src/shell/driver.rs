@@ -30,7 +30,7 @@ use super::ping::Ping;
 use super::published::{Client, Fallback, Offers};
 use super::stream::{Stream, Turn};
 use super::{Command, Feed};
-use crate::gateway::{Action, FlowId, FlowMap, Gateway, Intercepted};
+use crate::gateway::{Action, FlowId, FlowMap, Gateway, Handling, Intercepted};
 use crate::journal::Entry;
 
 /// Events taken from the system at once.
@@ -333,20 +333,20 @@ impl Driver {
                 Action::Send {
                     flow,
                     to,
-                    hops,
+                    handling,
                     payload,
-                } => self.send(now, flow, to, hops, &payload),
+                } => self.send(now, (flow, to), handling, &payload),
                 Action::Echo {
                     flow,
                     to,
-                    hops,
+                    handling,
                     sequence,
                     payload,
                 } => {
                     if self.open_ping(now, flow, to, sequence)
                         && let Some(Upstream::Ping(ping)) = self.flows.get_mut(&flow)
                     {
-                        ping.send(hops, sequence, &payload);
+                        ping.send(handling, sequence, &payload);
                     }
                 }
                 Action::Forget(flow) => {
@@ -410,9 +410,8 @@ impl Driver {
     fn send(
         &mut self,
         now: Duration,
-        id: FlowId,
-        to: std::net::SocketAddr,
-        hops: Option<u8>,
+        (id, to): (FlowId, std::net::SocketAddr),
+        handling: Handling,
         payload: &[u8],
     ) {
         if self.offers.send(id, payload) {
@@ -433,7 +432,7 @@ impl Driver {
             }
         }
         if let Some(Upstream::Datagram(datagram)) = self.flows.get_mut(&id)
-            && datagram.send(hops, payload).is_err()
+            && datagram.send(handling, payload).is_err()
         {
             // What it was is in the socket's queue.
             datagram.failed = true;

@@ -37,15 +37,6 @@ pub(super) fn watch(socket: &impl AsFd) {
     let _ = setsockopt(&socket.as_fd(), sockopt::Ipv6RecvErr, &true);
 }
 
-/// Sets the hops of what is sent next; `None` is the usual number.
-pub(super) fn set_hops(socket: &impl AsFd, hops: Option<u8>) {
-    let hops = hops.map_or(-1, i32::from);
-    // One of the two is the socket's; minus one is not taken for IPv4.
-    let v4 = if hops < 0 { 64 } else { hops };
-    let _ = setsockopt(&socket.as_fd(), sockopt::Ipv4Ttl, &v4);
-    let _ = setsockopt(&socket.as_fd(), sockopt::Ipv6Ttl, &hops);
-}
-
 /// Takes the next message; `None` when there is none. What was sent is written to
 /// `buffer` as far as it is known.
 pub(super) fn next(socket: &impl AsFd, buffer: &mut [u8]) -> Option<Failure> {

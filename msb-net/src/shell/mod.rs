@@ -36,6 +36,7 @@ mod ping;
 mod published;
 mod resolve;
 mod stream;
+mod way;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

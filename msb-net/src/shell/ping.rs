@@ -11,7 +11,8 @@ use rustix::net::{self, RecvFlags, SendFlags};
 
 use super::failures;
 use super::stream::Turn;
-use crate::gateway::{FlowId, Gateway};
+use super::way::Way;
+use crate::gateway::{FlowId, Gateway, Handling};
 
 /// Replies one flow may bring before the next one has its turn.
 const BUDGET: usize = 32;
@@ -25,7 +26,7 @@ const REQUEST_V6: u8 = 128;
 pub(super) struct Ping {
     fd: OwnedFd,
     kind: u8,
-    hops: Option<u8>,
+    way: Way,
     /// The flow is in the driver's list of work.
     pub(super) waiting: bool,
 }
@@ -42,17 +43,15 @@ impl Ping {
         Self {
             fd,
             kind: if to.is_ipv4() { REQUEST_V4 } else { REQUEST_V6 },
-            hops: None,
+            way: Way::default(),
             waiting: false,
         }
     }
 
     /// Sends one request. What the socket does not take is lost, as anywhere on
     /// the way; an error of an earlier one does not keep this one back.
-    pub(super) fn send(&mut self, hops: Option<u8>, sequence: u16, payload: &[u8]) {
-        if std::mem::replace(&mut self.hops, hops) != hops {
-            failures::set_hops(&self.fd, hops);
-        }
+    pub(super) fn send(&mut self, handling: Handling, sequence: u16, payload: &[u8]) {
+        self.way.prepare(&self.fd, handling);
         let mut message = vec![self.kind, 0, 0, 0, 0, 0];
         message.extend_from_slice(&sequence.to_be_bytes());
         message.extend_from_slice(payload);

@@ -255,3 +255,37 @@ fn ping_and_traceroute_work_where_the_host_permits_echo_requests() {
     );
     drop(far);
 }
+
+#[test]
+fn the_width_of_the_path_is_the_programs_to_find_out() {
+    let world = World::new();
+    let far = world.beyond();
+    let permit = "echo '0 0' > /proc/sys/net/ipv4/ping_group_range";
+    done(world.host.command("sh").args(["-c", permit]));
+    // Errors are rare by default, and here each one counts.
+    let often = "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit;
+        echo 0 > /proc/sys/net/ipv6/icmp/ratelimit";
+    for space in [&world.host, &world.world, &far] {
+        done(space.command("sh").args(["-c", often]));
+    }
+    // The host's own link has 1500, and what is behind the next router 1300.
+    world.world.ip(&["link", "set", "down1", "mtu", "1300"]);
+    far.ip(&["link", "set", "up0", "mtu", "1300"]);
+    // What may not be cut to pieces is told of; what may, arrives however long it is.
+    // The host remembers what it heard about the first of them.
+    let script = "
+        ping -n -c1 -W20 -M do -s 1400 8.8.8.8 | grep -o 'mtu = [0-9]*'
+        ping -n -c1 -W20 -M dont -s 1400 8.8.8.8 | grep -o 'bytes from 8.8.8.8'
+        for to in 8.8.8.8 2608::1; do
+            echo $(traceroute --mtu -n -w20 -m5 $to | grep -o 'F=[0-9]*')
+            traceroute -n -q1 -w20 -m5 $to 4000 | tail -n1 | awk '{ print $1, $2 }'
+        done";
+    let output =
+        done(jail(&world, &["sh", "-c", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+    assert_eq!(
+        text(&output.stdout),
+        "mtu = 1300\nbytes from 8.8.8.8\n\
+         F=1300\n3 8.8.8.8\n\
+         F=1500 F=1300\n3 2608::1\n"
+    );
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::super::event::DropReason;
 use super::super::tcp::mix;
-use super::super::{Action, FlowId, Gateway};
+use super::super::{Action, FlowId, Gateway, Handling};
 use super::{Kept, Subject, Verdicts, Via};
 use crate::dns::{
     self, Body, FLAG_CHECKING_DISABLED, FLAG_DNSSEC_OK, Note, Query, Rcode, Source, UDP_SIZE,
@@ -193,11 +193,11 @@ impl Gateway {
         } else {
             pending.wire = None;
             let payload = message;
-            let hops = None;
+            let handling = Handling::default();
             Action::Send {
                 flow,
                 to,
-                hops,
+                handling,
                 payload,
             }
         };

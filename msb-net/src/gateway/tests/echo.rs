@@ -73,10 +73,10 @@ fn passed_on(sim: &Sim) -> (FlowId, IpAddr, Option<u8>, u16, Vec<u8>) {
         Some(Action::Echo {
             flow,
             to,
-            hops,
+            handling,
             sequence,
             payload,
-        }) => (*flow, *to, *hops, *sequence, payload.clone()),
+        }) => (*flow, *to, handling.hops, *sequence, payload.clone()),
         other => panic!("{other:?}"),
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The frames of a datagram of the guest on a link with a small MTU.
-fn pieces(from: &str, to: &str, payload: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn pieces(from: &str, to: &str, payload: &[u8]) -> Vec<Vec<u8>> {
     let mut outbox = Outbox::new(GUEST_MAC, Some([2, 0, 0, 0, 0, 1]), 1280);
     assert!(outbox.datagram(from.parse().unwrap(), to.parse().unwrap(), payload));
     let mut frames = Vec::new();
