@@ -97,6 +97,12 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// Tells whether its sender is sure that it stays in one piece, and did not give it
+    /// a number for putting it together again (RFC 6864).
+    pub(super) fn is_unnumbered(&self) -> bool {
+        matches!(self.header, IpRepr::Ipv4(_)) && Ipv4Packet::new_unchecked(self.bytes).ident() == 0
+    }
+
     /// Which checksums of the transport are to be verified.
     pub(super) fn checks(&self) -> ChecksumCapabilities {
         let mut checks = ChecksumCapabilities::default();

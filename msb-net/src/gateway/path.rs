@@ -21,6 +21,12 @@ use super::{FlowId, Gateway};
 /// and more, and a trace of a longer path than this does not get to its end.
 const ORDINARY_HOPS: u8 = 64;
 
+/// The largest packet of ordinary links. What is larger is so because the guest's own
+/// link is that wide: its kernel marks whatever fits there, and on a link like that of
+/// the host would have cut it without a word to the program. Such a mark counts only if
+/// the sender shows that it is meant: by few hops, as traces have them, or by no number.
+const ORDINARY_MTU: usize = 1500;
+
 /// How much longer the header of IPv6 is than that of IPv4.
 const HEADERS_DIFFER: u32 = 20;
 
@@ -63,9 +69,11 @@ impl Packet<'_> {
     /// few on purpose: the gateway is one.
     pub(super) fn handling(&self) -> Handling {
         let hops = self.header.hop_limit();
+        let few = hops < ORDINARY_HOPS;
+        let meant = few || self.is_unnumbered() || self.bytes.len() <= ORDINARY_MTU;
         Handling {
-            hops: (hops < ORDINARY_HOPS).then(|| hops.saturating_sub(1).max(1)),
-            whole: self.is_for_one_piece(),
+            hops: few.then(|| hops.saturating_sub(1).max(1)),
+            whole: self.is_for_one_piece() && meant,
         }
     }
 

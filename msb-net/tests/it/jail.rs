@@ -1,7 +1,7 @@
 //! The jail, with real programs in it.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Output};
 
 use crate::world::{World, done};
@@ -268,20 +268,32 @@ fn the_width_of_the_path_is_the_programs_to_find_out() {
     for space in [&world.host, &world.world, &far] {
         done(space.command("sh").args(["-c", often]));
     }
+    let at: std::net::SocketAddr = "1.1.1.1:9".parse().expect("an address");
+    let sink = world
+        .world
+        .enter(move || UdpSocket::bind(at).expect("a free port"));
     // The host's own link has 1500, and what is behind the next router 1300.
     world.world.ip(&["link", "set", "down1", "mtu", "1300"]);
     far.ip(&["link", "set", "up0", "mtu", "1300"]);
-    // What may not be cut to pieces is told of; what may, arrives however long it is.
+    // What may not be cut to pieces is told of; what may, arrives however long it is,
+    // also what only the width of the guest's link kept the kernel from cutting.
     // The host remembers what it heard about the first of them.
     let script = "
         ping -n -c1 -W20 -M do -s 1400 8.8.8.8 | grep -o 'mtu = [0-9]*'
         ping -n -c1 -W20 -M dont -s 1400 8.8.8.8 | grep -o 'bytes from 8.8.8.8'
+        for i in 1 2 3; do head -c 9000 /dev/zero | dd bs=9000 iflag=fullblock status=none; done >/dev/udp/1.1.1.1/9
         for to in 8.8.8.8 2608::1; do
             echo $(traceroute --mtu -n -w20 -m5 $to | grep -o 'F=[0-9]*')
             traceroute -n -q1 -w20 -m5 $to 4000 | tail -n1 | awk '{ print $1, $2 }'
         done";
     let output =
-        done(jail(&world, &["sh", "-c", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+        done(jail(&world, &["bash", "-c", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+    let mut datagram = [0; 10_000];
+    let patience = Some(std::time::Duration::from_secs(20));
+    sink.set_read_timeout(patience).expect("it is a time");
+    for _ in 0..3 {
+        assert_eq!(sink.recv(&mut datagram).expect("it came"), 9000);
+    }
     assert_eq!(
         text(&output.stdout),
         "mtu = 1300\nbytes from 8.8.8.8\n\

@@ -8,25 +8,33 @@ use super::*;
 const GUEST: &str = "192.168.127.2:5000";
 const GUEST_V6: &str = "[fd6d:7362::2]:5000";
 
-/// A datagram of the guest that may be cut to pieces, or not.
-fn flagged(to: &str, dont_fragment: bool) -> Vec<u8> {
-    let mut frame = datagram(GUEST, to, &[7; 3000]);
-    let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
-    packet.set_dont_frag(dont_fragment);
-    packet.fill_checksum();
-    frame
-}
-
 #[test]
 fn what_the_guest_wants_in_one_piece_is_sent_so() {
-    for whole in [true, false] {
+    // Larger than ordinary links, the mark alone is not enough.
+    for (length, marked, hops, ident, whole) in [
+        (1472, true, 64, 9, true),
+        (1472, false, 64, 9, false),
+        (1473, true, 64, 9, false),
+        (1473, true, 64, 0, true),
+        (1473, false, 64, 0, false),
+        (1473, true, 20, 9, true),
+        (1473, false, 20, 9, false),
+    ] {
+        let mut frame = datagram(GUEST, "1.1.1.1:123", &vec![7; length]);
+        let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
+        packet.set_dont_frag(marked);
+        packet.set_hop_limit(hops);
+        packet.set_ident(ident);
+        packet.fill_checksum();
         let mut sim = sim("preset public-only");
-        sim.inject(&flagged("1.1.1.1:123", whole));
-        assert_eq!(sim.handlings, [Handling { hops: None, whole }]);
+        sim.inject(&frame);
+        let hops = (hops < 64).then_some(hops - 1);
+        let case = (length, marked, ident);
+        assert_eq!(sim.handlings, [Handling { hops, whole }], "{case:?}");
     }
     // Nobody on the way cuts IPv6 packets; who did was the guest.
     let mut sim = sim("preset public-only");
-    sim.inject(&datagram(GUEST_V6, "[2606:4700::1]:123", &[7; 3000]));
+    sim.inject(&datagram(GUEST_V6, "[2606:4700::1]:123", &[7; 1400]));
     for (from, to) in [(GUEST, "1.1.1.1:123"), (GUEST_V6, "[2606:4700::1]:123")] {
         for frame in pieces(from, to, &[7; 3000]) {
             sim.inject(&frame);
