@@ -12,8 +12,6 @@
 //! [`crate::endpoint`]). A relay that passes frames between links needs nothing
 //! else: it reads [`Frame::stream`], changes it and encodes the frame again.
 
-use std::ops::RangeInclusive;
-
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::error::Error;
@@ -44,17 +42,6 @@ pub struct StreamId(pub u32);
 impl StreamId {
     /// The stream of control messages; it is always there.
     pub const CONTROL: StreamId = StreamId(0);
-
-    /// The numbers that the first host of a link gives to its streams.
-    pub(crate) const FIRST: RangeInclusive<u32> = 1..=u32::MAX >> 1;
-
-    /// Those that a second one gives.
-    pub(crate) const SECOND: RangeInclusive<u32> = (u32::MAX >> 1) + 1..=u32::MAX;
-
-    /// Tells whether the stream was opened by the second of two hosts that share a link.
-    pub fn is_second(self) -> bool {
-        Self::SECOND.contains(&self.0)
-    }
 
     /// Tells whether this is the control stream.
     pub fn is_control(self) -> bool {

@@ -409,16 +409,19 @@ impl Session {
         self.start_sync();
     }
 
-    /// Asks all processes to end.
+    /// Asks all processes to end. Said again, it can only make less of their time.
     pub(super) fn shut_down(&mut self, grace: Duration) {
-        if self.stopping.is_none() {
-            self.stopping = Some(Stopping {
-                deadline: Instant::now() + grace,
-                killed: false,
-            });
-            self.signal_all(Signal::TERM);
-            self.files.shut_down(&mut self.endpoint);
+        let deadline = Instant::now() + grace;
+        if let Some(stopping) = &mut self.stopping {
+            stopping.deadline = stopping.deadline.min(deadline);
+            return;
         }
+        self.stopping = Some(Stopping {
+            deadline,
+            killed: false,
+        });
+        self.signal_all(Signal::TERM);
+        self.files.shut_down(&mut self.endpoint);
     }
 
     /// Ends all processes without listening to the host.

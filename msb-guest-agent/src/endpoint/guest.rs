@@ -74,7 +74,7 @@ impl GuestEndpoint {
     /// Makes the guest's end of a link on which the setup phase is over.
     pub fn new() -> GuestEndpoint {
         GuestEndpoint {
-            mux: Mux::new(Side::Guest, StreamId::FIRST),
+            mux: Mux::new(Side::Guest),
         }
     }
 

@@ -90,15 +90,7 @@ impl HostEndpoint {
     /// Makes the host's end of a link on which the setup phase is over.
     pub fn new() -> HostEndpoint {
         HostEndpoint {
-            mux: Mux::new(Side::Host, StreamId::FIRST),
-        }
-    }
-
-    /// Makes an end that shares its link with one from [`HostEndpoint::new`], through
-    /// somebody who tells their frames apart by [`StreamId::is_second`].
-    pub fn second() -> HostEndpoint {
-        HostEndpoint {
-            mux: Mux::new(Side::Host, StreamId::SECOND),
+            mux: Mux::new(Side::Host),
         }
     }
 

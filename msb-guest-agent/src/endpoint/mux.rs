@@ -4,7 +4,6 @@
 //! decode them and know which side may say what.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -33,14 +32,12 @@ pub(super) struct Mux {
     assembling: usize,
     /// Streams that are not `local_done`.
     open: usize,
-    /// The numbers of streams that this side opens.
-    ids: RangeInclusive<u32>,
     next_id: u32,
     failed: Option<Error>,
 }
 
 impl Mux {
-    pub(super) fn new(side: Side, ids: RangeInclusive<u32>) -> Mux {
+    pub(super) fn new(side: Side) -> Mux {
         Mux {
             side,
             decoder: FrameDecoder::new(),
@@ -49,8 +46,7 @@ impl Mux {
             control_parts: Vec::new(),
             assembling: 0,
             open: 0,
-            next_id: *ids.start(),
-            ids,
+            next_id: 1,
             failed: None,
         }
     }
@@ -361,23 +357,14 @@ impl Mux {
             return Err(Error::TooManyStreams { max: MAX_STREAMS });
         }
         while self.streams.contains_key(&StreamId(self.next_id)) {
-            self.next_id = self.following(self.next_id);
+            self.next_id = following(self.next_id);
         }
         let stream = StreamId(self.next_id);
-        self.next_id = self.following(self.next_id);
+        self.next_id = following(self.next_id);
         self.streams.insert(stream, Stream::new(false));
         self.open += 1;
         put_message(&mut self.out, Kind::Open, stream, request);
         Ok(stream)
-    }
-
-    /// The number after `id` among those that are this endpoint's to give.
-    fn following(&self, id: u32) -> u32 {
-        if id == *self.ids.end() {
-            *self.ids.start()
-        } else {
-            id + 1
-        }
     }
 
     pub(super) fn control(&mut self, message: &[u8]) {
@@ -498,6 +485,11 @@ impl Mux {
             .filter(|state| !state.local_done && !state.opening)
             .ok_or(Error::NotOpen { stream })
     }
+}
+
+/// The number after `id`; that of the control stream is left out.
+fn following(id: u32) -> u32 {
+    id.checked_add(1).unwrap_or(1)
 }
 
 fn join(mut parts: Vec<u8>, payload: Bytes) -> Bytes {
