@@ -42,6 +42,14 @@ pub enum Error {
         /// The image.
         image: String,
     },
+    /// Somebody will need the image again.
+    #[error("image {image} is needed by {}", by.join(", "))]
+    Held {
+        /// The image.
+        image: String,
+        /// Who does.
+        by: Vec<String>,
+    },
     /// The file is none of the archives that can be imported.
     #[error("{} is not an image archive: {reason}", path.display())]
     NotAnArchive {
@@ -227,6 +235,7 @@ impl Error {
             Error::Unreachable { registry, .. } => {
                 format!("is the registry running at {registry}, and the name spelt right?")
             }
+            Error::Held { .. } => "remove what needs it first, or force the removal".to_owned(),
             Error::Tls { .. } => {
                 "plain HTTP is spoken to this machine's own addresses only; \
                  a private authority must be among the system's trusted certificates"

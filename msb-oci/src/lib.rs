@@ -40,4 +40,4 @@ pub use image::{Image, Lease};
 pub use options::{Credentials, Limits, PullOptions, PullPolicy, Timeouts};
 pub use platform::Platform;
 pub use reference::Reference;
-pub use store::{Removed, Store};
+pub use store::{Holder, Holders, Removed, Store};

@@ -1,4 +1,4 @@
-//! Deletes what no reference leads to: images, then blobs.
+//! Deletes what no reference leads to and nobody holds: images, then blobs.
 //!
 //! A collection needs the store's lock exclusively, so it never meets a pull.
 //! If somebody is adding content, the collection stays due and a later command
@@ -9,24 +9,25 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
+use super::Holders;
 use super::layout::{self, Layout, RECORD};
 use super::{lock, record};
 use crate::{Digest, Error, Result};
 
 /// Collects now if possible, else leaves a note. Returns the bytes freed.
-pub(super) fn collect(layout: &Layout) -> Result<u64> {
+pub(super) fn collect(layout: &Layout, holders: &Holders) -> Result<u64> {
     let due = layout.collection_due();
     // On a full disk the note may fail, but the collection makes room.
     let noted = fs::write(&due, b"").map_err(|source| Error::store("create", &due, source));
     match lock::try_exclusive(&layout.lock())? {
-        Some(_held) => collect_locked(layout),
+        Some(_held) => collect_locked(layout, holders),
         None => noted.map(|()| 0),
     }
 }
 
 /// What opening a store repairs: leftovers of killed processes, and a
 /// collection that was due.
-pub(super) fn repair(layout: &Layout) -> Result<()> {
+pub(super) fn repair(layout: &Layout, holders: &Holders) -> Result<()> {
     let due = layout.collection_due().exists();
     if !due && is_empty(&layout.tmp()) {
         return Ok(());
@@ -36,7 +37,7 @@ pub(super) fn repair(layout: &Layout) -> Result<()> {
     };
     // What can't be deleted now must not stand in the way of everything else.
     let _ = if due {
-        collect_locked(layout)
+        collect_locked(layout, holders)
     } else {
         empty(&layout.tmp())
     };
@@ -57,12 +58,11 @@ fn empty(directory: &Path) -> Result<u64> {
     Ok(freed)
 }
 
-fn collect_locked(layout: &Layout) -> Result<u64> {
+fn collect_locked(layout: &Layout, holders: &Holders) -> Result<u64> {
     let mut freed = empty(&layout.tmp())? + empty(&layout.blob_locks())?;
-    let wanted: HashSet<Digest> = record::all_references(layout)?
-        .into_iter()
-        .map(|(_, digest)| digest)
-        .collect();
+    let mut wanted = holders.digests();
+    let references = record::all_references(layout)?.into_iter();
+    wanted.extend(references.map(|(_, digest)| digest));
     let mut live = HashSet::new();
     let mut complete = true;
     for digest in image_directories(layout)? {

@@ -2,6 +2,7 @@
 
 mod assemble;
 mod collect;
+mod holders;
 mod layout;
 pub(crate) mod lock;
 mod record;
@@ -18,6 +19,7 @@ use crate::{
     pull,
 };
 
+pub use holders::{Holder, Holders};
 pub(crate) use layout::{Layout, METADATA, rename, sync};
 
 /// A store of images below one directory.
@@ -26,6 +28,7 @@ pub(crate) use layout::{Layout, METADATA, rename, sync};
 #[derive(Clone, Debug)]
 pub struct Store {
     layout: Layout,
+    holders: Holders,
 }
 
 /// What [`Store::remove`] did.
@@ -48,14 +51,24 @@ impl Store {
     /// # Errors
     /// The directory can't be made, read or written.
     pub fn open(root: impl AsRef<Path>) -> Result<Store> {
+        Self::open_held(root, Holders::none())
+    }
+
+    /// As [`open`](Store::open), with others than its references that need images: what
+    /// `holders` names stays until it names it no more, or [`remove_held`](Store::remove_held)
+    /// is called. All who open one store are to say the same.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open).
+    pub fn open_held(root: impl AsRef<Path>, holders: Holders) -> Result<Store> {
         let root = std::path::absolute(root.as_ref())
             .map_err(|source| Error::store("find", root.as_ref(), source))?;
         let layout = Layout { root };
         for path in layout.directories() {
             fs::create_dir_all(&path).map_err(|source| Error::store("create", &path, source))?;
         }
-        collect::repair(&layout)?;
-        Ok(Store { layout })
+        collect::repair(&layout, &holders)?;
+        Ok(Store { layout, holders })
     }
 
     /// The directory the store lives in.
@@ -179,8 +192,38 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotInStore`]; [`Error::InUse`] while somebody holds a lease on
-    /// an image that would go.
+    /// an image that would go, [`Error::Held`] when one of the [`Holders`] needs it.
     pub fn remove(&self, reference: &Reference) -> Result<Removed> {
+        self.remove_unless(reference, &|digest| match self.holders.of(digest) {
+            by if by.is_empty() => Ok(()),
+            by => Err(Error::Held {
+                image: reference.to_string(),
+                by,
+            }),
+        })
+    }
+
+    /// As [`remove`](Store::remove), also when one of the [`Holders`] needs the image.
+    ///
+    /// # Errors
+    /// [`Error::NotInStore`], [`Error::InUse`].
+    pub fn remove_held(&self, reference: &Reference) -> Result<Removed> {
+        self.remove_unless(reference, &|_| Ok(()))
+    }
+
+    /// Deletes what nobody needs any more. Returns the bytes that became free.
+    ///
+    /// # Errors
+    /// The store can't be read or written.
+    pub fn collect(&self) -> Result<u64> {
+        collect::collect(&self.layout, &self.holders)
+    }
+
+    fn remove_unless(
+        &self,
+        reference: &Reference,
+        held: &dyn Fn(Digest) -> Result<()>,
+    ) -> Result<Removed> {
         let path = self.layout.reference(reference);
         let Some((_, digest)) = record::read_reference(&path)? else {
             return Err(Error::NotInStore {
@@ -199,10 +242,15 @@ impl Store {
                 image: reference.to_string(),
             });
         }
+        if last {
+            held(digest)?;
+        }
         layout::delete(&path)?;
         drop(unused);
         let bytes_freed = if last {
-            collect::collect(&self.layout)?
+            let holders = self.holders.clone();
+            let others = Holders::new(move || holders.but(digest));
+            collect::collect(&self.layout, &others)?
         } else {
             0
         };
@@ -223,7 +271,7 @@ impl Store {
             Ok((_, false)) | Err(Error::Unreachable { .. } | Error::Registry { .. }) => {}
             Ok((_, true)) | Err(_) => {
                 // What can't be collected now will be later.
-                let _ = collect::collect(&self.layout);
+                let _ = self.collect();
             }
         }
         result.map(|(image, _)| image)

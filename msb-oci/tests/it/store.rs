@@ -1,6 +1,8 @@
 //! The store over time: sharing, leases, removal, damage, leftovers.
 
-use msb_oci::{Error, PullOptions, Reference, Store};
+use std::sync::{Arc, Mutex};
+
+use msb_oci::{Error, Holder, Holders, PullOptions, Reference, Store};
 
 use crate::fake::Fake;
 use crate::image::{TestImage, gzip, tar};
@@ -77,6 +79,47 @@ fn lease_keeps_the_image() {
     drop(lease);
     store.remove(&reference(&fake, "one")).unwrap();
     assert!(matches!(image.lease(), Err(Error::NotInStore { .. })));
+}
+
+#[test]
+fn an_image_that_somebody_needs_stays_until_it_is_forced_out_or_not_needed() {
+    let fake = two_images();
+    let directory = tempfile::tempdir().unwrap();
+    let needed: Arc<Mutex<Vec<Holder>>> = Arc::default();
+    let asked = Arc::clone(&needed);
+    let holders = Holders::new(move || asked.lock().unwrap().clone());
+    let store = Store::open_held(directory.path(), holders.clone()).unwrap();
+    let options = PullOptions::default();
+    let (one, two) = (reference(&fake, "one"), reference(&fake, "two"));
+    let pull = |name: &Reference| store.pull(name, &options, &|_| {}).unwrap();
+    let (first, second) = (pull(&one), pull(&two));
+    for image in [&first, &second] {
+        needed.lock().unwrap().push(Holder {
+            digest: image.digest(),
+            name: "sandbox app".into(),
+        });
+    }
+    let error = store.remove(&one).unwrap_err();
+    assert!(error.to_string().contains("needed by sandbox app"));
+    assert!(error.hint().is_some());
+    assert!(store.get(&one).unwrap().is_some());
+
+    // By force; the other one that is needed stays, and its layers.
+    assert!(store.remove_held(&one).unwrap().image_removed);
+    assert!(store.get_digest(first.digest()).unwrap().is_none());
+    assert!(second.files().iter().all(|file| file.exists()));
+
+    // Without a reference it stays as long as it is needed, whoever looks.
+    let name = directory.path().join("images/references");
+    for entry in std::fs::read_dir(name).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    std::fs::write(directory.path().join("blobs/collect"), "").unwrap();
+    Store::open_held(directory.path(), holders).unwrap();
+    assert!(second.files().iter().all(|file| file.exists()));
+    needed.lock().unwrap().clear();
+    assert!(store.collect().unwrap() > 0);
+    assert!(store.get_digest(second.digest()).unwrap().is_none());
 }
 
 #[test]
