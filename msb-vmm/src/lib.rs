@@ -23,7 +23,7 @@ pub use engine::krun::runner_hook;
 pub use engine::{Engine, EngineKind, EngineOptions, Isolation};
 pub use error::{ControlError, Error};
 pub use machine::{
-    Card, Disk, DiskFormat, MAX_DISKS, MAX_MEMORY_MIB, MAX_MTU, MAX_PORT_NAME, MAX_PORTS,
+    Card, Disk, DiskFormat, Hold, MAX_DISKS, MAX_MEMORY_MIB, MAX_MTU, MAX_PORT_NAME, MAX_PORTS,
     MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU, Machine, MemorySize, PortName, TEMPLATE_MAC, Vcpus,
 };
 pub use probe::{Kvm, KvmFault};

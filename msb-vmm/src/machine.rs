@@ -4,7 +4,9 @@
 //! the host; a path may name a file that does not exist until an engine opens it.
 
 use std::fmt;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::Error;
 
@@ -241,7 +243,37 @@ pub struct Machine {
     pub ports: Vec<PortName>,
     /// The network card, `eth0` in the guest.
     pub network: Option<Card>,
+    /// A descriptor that the VMM keeps for as long as it lives, and does nothing with.
+    pub hold: Option<Hold>,
 }
+
+/// A descriptor for a VMM to keep. With a lock (`flock`) on it, whoever takes the lock
+/// afterwards knows that the VMM is gone, and not only the process that started it.
+///
+/// The VMM may not let go of such a lock: the system call is not on its list.
+#[derive(Clone, Debug)]
+pub struct Hold(Arc<OwnedFd>);
+
+impl Hold {
+    /// Takes a descriptor. One that cannot be written to is best: a VMM that was taken over
+    /// can write to it otherwise.
+    pub fn new(descriptor: impl Into<OwnedFd>) -> Self {
+        Hold(Arc::new(descriptor.into()))
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Descriptors are the same when they are one.
+impl PartialEq for Hold {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Hold {}
 
 impl Machine {
     /// Describes a machine with one processor, 512 MiB of memory and neither
@@ -256,6 +288,7 @@ impl Machine {
             disks: Vec::new(),
             ports: Vec::new(),
             network: None,
+            hold: None,
         }
     }
 

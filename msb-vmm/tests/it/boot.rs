@@ -2,8 +2,11 @@
 
 use std::fs::{self, File};
 
+use rustix::fs::{FlockOperation, flock};
+
 use msb_vmm::{
-    Disk, DiskFormat, Engine, EngineKind, Error, Exit, Isolation, Kvm, Machine, PortName, Vcpus,
+    Disk, DiskFormat, Engine, EngineKind, Error, Exit, Hold, Isolation, Kvm, Machine, PortName,
+    Vcpus,
 };
 
 use crate::guest::{Lab, PORT, engine, options, run};
@@ -16,6 +19,25 @@ fn disk(lab: &Lab, name: &str, content: &[u8], format: DiskFormat, read_only: bo
         format,
         read_only,
     }
+}
+
+/// Whoever gets the lock knows that nothing of the machine is left.
+#[test]
+fn a_lock_that_a_machine_holds_is_free_when_it_is_gone() {
+    let lab = Lab::new();
+    let path = lab.path("lock");
+    fs::write(&path, "").unwrap();
+    let open = || File::open(&path).unwrap();
+    let free = || flock(open(), FlockOperation::NonBlockingLockExclusive).is_ok();
+    let lock = open();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let mut machine = lab.machine();
+    machine.hold = Some(Hold::new(lock));
+    let vm = engine().boot(&machine).unwrap();
+    drop(machine);
+    assert!(!free());
+    drop(vm);
+    assert!(free());
 }
 
 #[test]

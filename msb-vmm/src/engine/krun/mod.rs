@@ -21,7 +21,7 @@ use crate::confine::{self, Grants};
 use crate::engine::ends::{self, Theirs};
 use crate::engine::{EngineKind, Isolation, cmdline, files};
 use crate::error::Error;
-use crate::machine::{DiskFormat, Machine};
+use crate::machine::{DiskFormat, Hold, Machine};
 use crate::vm::{Sockets, Vm, VmmProcess};
 
 #[cfg(all(feature = "krun", target_os = "linux", target_arch = "x86_64"))]
@@ -99,7 +99,8 @@ impl Krun {
             .map_err(os("set up the control socket"))?;
         let (stderr, stderr_theirs) = ends::stderr()?;
         let sockets = theirs.ports.iter().chain(&theirs.network);
-        let inherit = sockets.map(AsRawFd::as_raw_fd).collect();
+        let sockets = sockets.map(AsRawFd::as_raw_fd);
+        let inherit = sockets.chain(machine.hold.as_ref().map(Hold::fd)).collect();
         let mut command = Command::new(&self.program);
         command
             .arg0(runner::ARGV0)

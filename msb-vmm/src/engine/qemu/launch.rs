@@ -14,7 +14,7 @@ use super::{Origin, PROGRAM, Platform, Qemu};
 use crate::confine;
 use crate::engine::{EngineKind, Isolation, ends};
 use crate::error::{ControlError, Error};
-use crate::machine::Machine;
+use crate::machine::{Hold, Machine};
 use crate::vm::{Sockets, Vm, VmmProcess};
 
 /// How long QEMU may take over anything. It takes milliseconds; a host under heavy
@@ -55,6 +55,7 @@ pub(super) fn launch(
     inherit.push(fds.control);
     inherit.extend(fds.network);
     inherit.extend(files.iter().map(|file| file.as_raw_fd()));
+    inherit.extend(machine.hold.as_ref().map(Hold::fd));
 
     let mut command = Command::new(qemu.program());
     command.args(args::options(machine, platform, origin, &fds));
