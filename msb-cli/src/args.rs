@@ -310,6 +310,9 @@ pub(crate) enum ImageCommand {
     /// Remove images, and what only they needed
     #[command(visible_alias = "remove")]
     Rm {
+        /// Also those that sandboxes which are stopped were made from: they cannot be started then
+        #[arg(short = 'f', long)]
+        force: bool,
         /// Image references
         #[arg(required = true)]
         images: Vec<String>,

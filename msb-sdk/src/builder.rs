@@ -245,6 +245,8 @@ impl SandboxBuilder {
         let image = Images::open(&home)?.pull_blocking(&self.spec.image, self.pull, &|event| {
             progress(Progress::Pull(event));
         })?;
+        // Nobody removes it until the record below says that it is needed.
+        let _lease = image.lease()?;
         state::sweep(&home);
         let dir = SandboxDir::create(&home, &self.spec.name)?;
         let record = Record::new(self.spec, image.digest().to_string(), keep);
@@ -277,18 +279,25 @@ pub(crate) struct Started {
     pub(crate) image: Image,
     pub(crate) socket: UnixStream,
     pub(crate) ready: Ready,
-    pub(crate) attached: bool,
+    /// Whether its supervisor waits to hear that somebody knows of it.
+    pub(crate) new: bool,
+    /// Whether it ends at once when its socket is closed.
+    pub(crate) fleeting: bool,
 }
 
 impl Started {
-    /// Must be called in a tokio runtime.
-    pub(crate) fn sandbox(self) -> Result<Sandbox, Error> {
+    /// Must be called in a tokio runtime. Whoever gives up before this leaves no sandbox.
+    pub(crate) fn sandbox(mut self) -> Result<Sandbox, Error> {
+        if self.new {
+            // A supervisor that is gone is noticed with the first request.
+            let _ = control::adopt(&mut self.socket);
+        }
         Ok(Sandbox {
             spec: self.spec,
             image: self.image,
             link: Link::start(self.socket)?,
             report: self.ready.into(),
-            attached: self.attached,
+            fleeting: self.fleeting,
         })
     }
 }
@@ -323,7 +332,8 @@ impl Start {
                 image: self.image,
                 socket,
                 ready,
-                attached: self.attached,
+                new: !self.attached,
+                fleeting: self.attached && !self.record.keep,
             }),
             Err(error) => {
                 // The supervisor removes the folder, unless it was killed.

@@ -6,10 +6,11 @@
 //! can't speak for its supervisor.
 //!
 //! The creator's socket is a pair; it begins with the [`Launch`] and hears about the
-//! start. Whoever comes later connects to a socket in the sandbox's folder, and is told
+//! start. If the sandbox is to live on, the creator then says that it has heard of it. Whoever comes later connects to a socket in the sandbox's folder, and is told
 //! [`FromSupervisor::Ready`] first.
 
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -111,6 +112,27 @@ pub(crate) fn send_launch(socket: &mut impl Write, launch: &Launch) -> io::Resul
     }
     socket.write_all(&(json.len() as u32).to_le_bytes())?;
     socket.write_all(&json)
+}
+
+/// What a creator says once it knows that its sandbox is ready, ahead of all frames.
+const ADOPTED: u8 = 0x06;
+
+/// How long a creator may take to say so: it may be stopped by its user for a while.
+const ADOPTION: Duration = Duration::from_secs(60);
+
+/// Takes a sandbox that is to live on.
+pub(crate) fn adopt(socket: &mut impl Write) -> io::Result<()> {
+    socket.write_all(&[ADOPTED])
+}
+
+/// Waits until the creator has taken the sandbox; `false` when it is gone or does not.
+pub(crate) fn is_adopted(creator: &mut UnixStream) -> bool {
+    let mut said = [0];
+    let read = creator
+        .set_read_timeout(Some(ADOPTION))
+        .and_then(|()| creator.read_exact(&mut said))
+        .and_then(|()| creator.set_read_timeout(None));
+    read.is_ok() && said == [ADOPTED]
 }
 
 /// Reads the launch message, and not a byte more than it.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use msb_oci::Store;
 use msb_vmm::{Engine, EngineKind, EngineOptions, Isolation};
 
 use rustix::fs::Access;
@@ -49,7 +48,7 @@ pub fn examine(home: &Home) -> Vec<Finding> {
 
 fn state_folder(home: &Home) -> Finding {
     let name = "state";
-    match Store::open(home.path()) {
+    match home.store() {
         Ok(_) => match writable(home.path()) {
             Ok(()) => good(name, home.path().display().to_string()),
             Err(error) => missing(name, error.to_string(), error.hint()),

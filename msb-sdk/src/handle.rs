@@ -1,19 +1,22 @@
 //! Sandboxes by their names, whether they run or not.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use msb_oci::{Image, Store};
+use msb_oci::Image;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::builder::{Start, Started, await_ready, blocking};
+use crate::control::Ready;
 use crate::error::Error;
 use crate::home::{GuestBundle, Home, unusable};
+use crate::link::Link;
 use crate::logs::Logs;
 use crate::port::PublishedPort;
 use crate::record::{self, Phase, Record, State};
-use crate::sandbox::{STOP_GRACE, STOP_LIMIT, Sandbox};
+use crate::sandbox::{self, STOP_GRACE, STOP_LIMIT, Sandbox};
 use crate::socket;
 use crate::spec::SandboxSpec;
 use crate::state::{self, Found, SandboxDir};
@@ -219,6 +222,13 @@ fn time(millis: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(millis)
 }
 
+/// A connection to a sandbox that runs, and what is known of it.
+struct Reached {
+    record: Record,
+    socket: UnixStream,
+    ready: Ready,
+}
+
 /// A sandbox by its name. Having one keeps nothing alive.
 #[derive(Clone, Debug)]
 pub struct SandboxHandle {
@@ -270,10 +280,27 @@ impl SandboxHandle {
     /// [`Error::NotRunning`], [`Error::Busy`] while it is being stopped.
     pub async fn connect(&self) -> Result<Sandbox, Error> {
         let this = self.clone();
-        blocking(move || this.connect_blocking()).await?.sandbox()
+        let started = move || {
+            let reached = this.reach()?;
+            Ok(Started {
+                image: this.image(&reached.record)?,
+                spec: reached.record.spec,
+                socket: reached.socket,
+                ready: reached.ready,
+                new: false,
+                fleeting: false,
+            })
+        };
+        blocking(started).await?.sandbox()
     }
 
-    fn connect_blocking(&self) -> Result<Started, Error> {
+    /// A connection, for what does not need the image: it may be gone.
+    async fn link(&self) -> Result<Link, Error> {
+        let this = self.clone();
+        Link::start(blocking(move || this.reach()).await?.socket)
+    }
+
+    fn reach(&self) -> Result<Reached, Error> {
         let found = state::look_at(&self.home, &self.name)?;
         let record = found.record?;
         if !found.in_use {
@@ -281,23 +308,20 @@ impl SandboxHandle {
                 name: self.name.clone(),
             });
         }
-        let image = self.image(&record)?;
         let busy = || Error::Busy {
             name: self.name.clone(),
         };
         let mut socket = socket::connect(&self.dir()).map_err(|_| busy())?;
         let ready = await_ready(&mut socket, &|_| {}).map_err(|_| busy())?;
-        Ok(Started {
-            spec: record.spec,
-            image,
+        Ok(Reached {
+            record,
             socket,
             ready,
-            attached: false,
         })
     }
 
     fn image(&self, record: &Record) -> Result<Image, Error> {
-        let image = Store::open(self.home.path())?.get_digest(record.image.parse()?)?;
+        let image = self.home.store()?.get_digest(record.image.parse()?)?;
         image.ok_or_else(|| Error::ImageGone {
             image: record.spec.image.clone(),
         })
@@ -350,16 +374,17 @@ impl SandboxHandle {
     /// # Errors
     /// As [`SandboxHandle::stop`].
     pub async fn stop_within(&self, grace: Duration) -> Result<(), Error> {
-        match self.connect().await {
-            Ok(sandbox) => {
+        match self.link().await {
+            Ok(link) => {
                 let limit = grace.saturating_add(STOP_LIMIT + KILL_PATIENCE);
-                match tokio::time::timeout(limit, sandbox.stop_within(grace)).await {
+                let stopped = sandbox::stop(&link, grace, false);
+                match tokio::time::timeout(limit, stopped).await {
                     Ok(stopped) => stopped,
                     Err(_) => self.kill().await,
                 }
             }
             // Somebody else stops it, or it is in no state to be stopped in order.
-            Err(Error::Busy { .. } | Error::ImageGone { .. }) => self.wait_within(grace).await,
+            Err(Error::Busy { .. }) => self.wait_within(grace).await,
             Err(error) => Err(error),
         }
     }
@@ -382,9 +407,10 @@ impl SandboxHandle {
                 name: self.name.clone(),
             });
         }
-        let running = tokio::time::timeout(Duration::from_secs(1), self.connect()).await;
-        if let Ok(Ok(sandbox)) = running
-            && let Ok(Ok(())) = tokio::time::timeout(KILL_PATIENCE, sandbox.kill()).await
+        let running = tokio::time::timeout(Duration::from_secs(1), self.link()).await;
+        if let Ok(Ok(link)) = running
+            && let Ok(Ok(())) =
+                tokio::time::timeout(KILL_PATIENCE, sandbox::kill(&link, false)).await
         {
             return Ok(());
         }
@@ -431,17 +457,20 @@ impl SandboxHandle {
         blocking(move || {
             let dir = SandboxDir::open(&this.home, &this.name)?;
             let path = dir.path().to_owned();
-            dir.remove().map_err(|source| Error::Home { path, source })
+            dir.remove()
+                .map_err(|source| Error::Home { path, source })?;
+            // Its image may have been kept for it alone. What can't be freed now is freed by
+            // a later command.
+            let _ = this.home.store().and_then(|store| store.collect());
+            Ok(())
         })
         .await
     }
 
     /// Waits until it does not run; says why, as far as it is known.
     pub async fn wait(&self) -> String {
-        if let Ok(Ok(sandbox)) = tokio::time::timeout(Duration::from_secs(1), self.connect()).await
-        {
-            let reason = sandbox.wait().await;
-            drop(sandbox);
+        if let Ok(Ok(link)) = tokio::time::timeout(Duration::from_secs(1), self.link()).await {
+            let reason = link.ended().await.reason;
             self.until_free().await;
             return reason;
         }

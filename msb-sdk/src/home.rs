@@ -7,7 +7,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use msb_oci::{Holders, Store};
+
 use crate::error::Error;
+use crate::record;
 
 /// The folder that holds images, templates and sandboxes.
 ///
@@ -52,6 +55,15 @@ impl Home {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// The image store. Sandboxes that are kept need their images, also while they are stopped.
+    pub(crate) fn store(&self) -> msb_oci::Result<Store> {
+        let sandboxes = self.sandboxes();
+        Store::open_held(
+            &self.root,
+            Holders::new(move || record::holders(&sandboxes)),
+        )
     }
 
     pub(crate) fn templates(&self) -> PathBuf {

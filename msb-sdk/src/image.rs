@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use msb_oci::{Credentials, Image, PullEvent, PullOptions, PullPolicy, Reference, Store};
+use msb_oci::{Credentials, Image, PullEvent, PullOptions, PullPolicy, Reference, Removed, Store};
 
 use crate::error::Error;
 use crate::home::{Home, docker_config};
@@ -20,7 +20,7 @@ impl Images {
     /// [`Error::Image`], naming the folder that can't be used.
     pub fn open(home: &Home) -> Result<Self, Error> {
         Ok(Self {
-            store: Store::open(home.path())?,
+            store: home.store()?,
         })
     }
 
@@ -92,12 +92,30 @@ impl Images {
     /// every layer that no other image needs. Returns the bytes that became free.
     ///
     /// # Errors
-    /// [`Error::Image`] when there is no such image, or a sandbox uses it.
+    /// [`Error::Image`] when there is no such image, or a sandbox uses it or is kept and was
+    /// made from it.
     pub async fn remove(&self, reference: &str) -> Result<u64, Error> {
+        self.remove_as(reference, Store::remove).await
+    }
+
+    /// As [`Images::remove`], also when a sandbox that is stopped was made from the image. It
+    /// cannot be started until the image is there again, of the same digest.
+    ///
+    /// # Errors
+    /// As [`Images::remove`].
+    pub async fn remove_needed(&self, reference: &str) -> Result<u64, Error> {
+        self.remove_as(reference, Store::remove_held).await
+    }
+
+    async fn remove_as(
+        &self,
+        reference: &str,
+        remove: fn(&Store, &Reference) -> msb_oci::Result<Removed>,
+    ) -> Result<u64, Error> {
         let (this, reference) = (self.clone(), reference.to_owned());
         blocking(move || {
             let reference: Reference = reference.parse()?;
-            Ok(this.store.remove(&reference)?.bytes_freed)
+            Ok(remove(&this.store, &reference)?.bytes_freed)
         })
         .await
     }

@@ -2,8 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::net::unix::pipe::Receiver;
 
 /// The files, in the sandbox's folder.
 pub(crate) const NEWER: &str = "output.log";
@@ -22,6 +26,8 @@ pub struct Logs {
     file: Option<File>,
     /// The file that is next, once this one is read.
     next: Option<&'static str>,
+    /// Once somebody has waited.
+    news: Option<News>,
 }
 
 impl Logs {
@@ -30,6 +36,7 @@ impl Logs {
             dir: dir.to_owned(),
             file: None,
             next: Some(OLDER),
+            news: None,
         }
     }
 
@@ -61,6 +68,23 @@ impl Logs {
         }
     }
 
+    /// Waits until there may be more to read. Must be called in a tokio runtime; nothing is
+    /// lost when it is given up.
+    ///
+    /// # Errors
+    /// The host does not tell of changes.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        if self.news.is_none() {
+            self.news = Some(News::of(&self.dir)?);
+            // What was written before counts as news.
+            return Ok(());
+        }
+        match &mut self.news {
+            Some(news) => news.wait(&self.dir).await,
+            None => Ok(()),
+        }
+    }
+
     /// Whether another file is next: there is one, or this one has become the older.
     fn turned(&mut self) -> io::Result<bool> {
         if self.next.is_some() {
@@ -81,6 +105,39 @@ impl Logs {
     }
 }
 
+/// Tells of changes, as long as nobody asks for more than that there are some.
+///
+/// The folder is watched for files that come, and the newer file for what is written to it:
+/// watching the folder for all changes would tell of each that the guest makes to its disk.
+#[derive(Debug)]
+struct News(Receiver);
+
+impl News {
+    fn of(dir: &Path) -> io::Result<Self> {
+        let notify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let comes = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+        inotify::add_watch(&notify, dir, comes)?;
+        watch_newer(&notify, dir);
+        // It is read like a pipe, though it is none.
+        Ok(Self(Receiver::from_owned_fd_unchecked(notify)?))
+    }
+
+    async fn wait(&mut self, dir: &Path) -> io::Result<()> {
+        self.0.readable().await?;
+        // What it says does not matter, and is only taken so that it is not said again.
+        let mut events = [0; 4096];
+        while self.0.try_read(&mut events).is_ok() {}
+        // It may be another file by now.
+        watch_newer(&self.0, dir);
+        Ok(())
+    }
+}
+
+fn watch_newer(notify: impl AsFd, dir: &Path) {
+    // Where there is none yet, the folder tells when it comes.
+    let _ = inotify::add_watch(notify, dir.join(NEWER), WatchFlags::MODIFY);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +156,40 @@ mod tests {
         let mut again = Logs::open(dir.path());
         let both = [again.read().expect("read"), again.read().expect("read")].concat();
         assert_eq!(both, b"one\ntwo\n");
+    }
+
+    #[tokio::test]
+    async fn whoever_follows_is_told_of_what_is_added_and_of_a_new_file() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut logs = Logs::open(dir.path());
+        // The writer goes on once the reader has what came before, and waits.
+        let (told, mut seen) = tokio::sync::watch::channel(0);
+        let reader = async {
+            let mut all = Vec::new();
+            while !all.ends_with(b"three\n") {
+                logs.changed().await.expect("news");
+                loop {
+                    let chunk = logs.read().expect("read");
+                    if chunk.is_empty() {
+                        break;
+                    }
+                    all.extend(chunk);
+                    told.send_replace(all.len());
+                }
+            }
+            all
+        };
+        let writer = async {
+            let path = dir.path().join(NEWER);
+            std::fs::write(&path, "one\n").expect("write");
+            seen.wait_for(|seen| *seen == 4).await.expect("a reader");
+            let mut file = File::options().append(true).open(&path).expect("open");
+            io::Write::write_all(&mut file, b"two\n").expect("write");
+            seen.wait_for(|seen| *seen == 8).await.expect("a reader");
+            std::fs::rename(&path, dir.path().join(OLDER)).expect("rename");
+            std::fs::write(&path, "three\n").expect("write");
+        };
+        let (all, ()) = tokio::join!(reader, writer);
+        assert_eq!(all, b"one\ntwo\nthree\n");
     }
 }

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use msb_oci::Holder;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +159,31 @@ pub(crate) fn is_kept(dir: &Path) -> Result<bool, Error> {
     Ok(Record::read(dir)?.is_some_and(|record| record.keep))
 }
 
+/// What a record says about its image, whatever else there is in it.
+#[derive(Deserialize)]
+struct Needs {
+    keep: bool,
+    image: String,
+}
+
+/// Who needs images: all sandboxes below a folder that are kept. A record of a newer version
+/// is believed as far as it is understood; one that is damaged is that of a sandbox which
+/// cannot be started.
+pub(crate) fn holders(sandboxes: &Path) -> Vec<Holder> {
+    let entries = fs::read_dir(sandboxes).into_iter().flatten().flatten();
+    let holder = |entry: fs::DirEntry| {
+        let path = entry.path().join(RECORD);
+        if fs::metadata(&path).ok()?.len() > MAX_FILE {
+            return None;
+        }
+        let needs: Needs = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let digest = needs.image.parse().ok().filter(|_| needs.keep)?;
+        let name = format!("the sandbox {}", entry.file_name().display());
+        Some(Holder { digest, name })
+    };
+    entries.filter_map(holder).collect()
+}
+
 /// Makes a leftover of the folder.
 pub(crate) fn forget(dir: &Path) -> io::Result<()> {
     remove(&dir.join(RECORD))
@@ -253,6 +279,35 @@ mod tests {
         forget(dir.path()).expect("forget");
         forget(dir.path()).expect("once is enough");
         assert!(!is_kept(dir.path()).expect("nothing"));
+    }
+
+    #[test]
+    fn kept_sandboxes_need_their_images_whatever_else_is_in_their_records() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let digest = format!("sha256:{}", "1".repeat(64));
+        let write = |name: &str, text: &str| {
+            fs::create_dir(dir.path().join(name)).expect("mkdir");
+            fs::write(dir.path().join(name).join(RECORD), text).expect("write");
+        };
+        let record = |keep: bool| {
+            let spec = SandboxSpec::new("one".into());
+            serde_json::to_string(&Record::new(spec, digest.clone(), keep)).expect("JSON")
+        };
+        write("kept", &record(true));
+        write("fleeting", &record(false));
+        write(
+            "newer",
+            &record(true).replace("\"version\":1", "\"version\":9,\"x\":[]"),
+        );
+        write("damaged", "{");
+        fs::create_dir(dir.path().join("empty")).expect("mkdir");
+        let mut names: Vec<_> = holders(dir.path())
+            .into_iter()
+            .map(|one| one.name)
+            .collect();
+        names.sort();
+        assert_eq!(names, ["the sandbox kept", "the sandbox newer"]);
+        assert!(holders(&dir.path().join("none")).is_empty());
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// A guest that runs. One from [`SandboxBuilder::create`] is owned by this process: it ends
-/// when this is dropped, or when the process ends in whatever way. Others are only talked to.
+/// when this is dropped, or when the process ends in whatever way, and in order if it is
+/// [kept](SandboxBuilder::keep). Others are only talked to.
 ///
 /// ```no_run
 /// # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,8 +44,8 @@ pub struct Sandbox {
     pub(crate) image: Image,
     pub(crate) link: Link,
     pub(crate) report: StartReport,
-    /// Whether it ends with this process.
-    pub(crate) attached: bool,
+    /// Whether it ends at once when its connection does.
+    pub(crate) fleeting: bool,
 }
 
 impl Sandbox {
@@ -209,12 +210,7 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::stop_and_wait`].
     pub async fn stop_within(self, grace: Duration) -> Result<(), Error> {
-        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        self.link
-            .ask(Ask::Supervisor(ToSupervisor::Stop { grace_ms }));
-        // A guest that hangs may keep even the request from arriving.
-        let _ = tokio::time::timeout(grace + STOP_LIMIT, self.link.ended()).await;
-        self.kill().await
+        stop(&self.link, grace, self.fleeting).await
     }
 
     /// Ends the guest at once. Returns when nothing is left of it.
@@ -222,22 +218,36 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::stop_and_wait`].
     pub async fn kill(self) -> Result<(), Error> {
-        self.link.ask(if self.attached {
-            Ask::HangUp
-        } else {
-            Ask::Supervisor(ToSupervisor::Kill)
-        });
-        let end = self.link.ended().await;
-        if end.asked {
-            Ok(())
-        } else {
-            Err(Error::gone(end.reason))
-        }
+        kill(&self.link, self.fleeting).await
     }
 
     /// Waits until the sandbox ends by itself; says why it did.
     pub async fn wait(&self) -> String {
         self.link.ended().await.reason
+    }
+}
+
+/// Ends a sandbox in order; see [`Sandbox::stop_within`].
+pub(crate) async fn stop(link: &Link, grace: Duration, fleeting: bool) -> Result<(), Error> {
+    let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+    link.ask(Ask::Supervisor(ToSupervisor::Stop { grace_ms }));
+    // A guest that hangs may keep even the request from arriving.
+    let _ = tokio::time::timeout(grace + STOP_LIMIT, link.ended()).await;
+    kill(link, fleeting).await
+}
+
+/// Ends a sandbox at once; see [`Sandbox::kill`].
+pub(crate) async fn kill(link: &Link, fleeting: bool) -> Result<(), Error> {
+    link.ask(if fleeting {
+        Ask::HangUp
+    } else {
+        Ask::Supervisor(ToSupervisor::Kill)
+    });
+    let end = link.ended().await;
+    if end.asked {
+        Ok(())
+    } else {
+        Err(Error::gone(end.reason))
     }
 }
 

@@ -1,9 +1,10 @@
 //! A sandbox's folder on the host, and the lock that says it is in use.
 //!
-//! The lock belongs to an open file that creator and supervisor share: it is
+//! The lock belongs to an open file that creator, supervisor and VMM share: it is
 //! free when the last of them is gone, however it went. So a sandbox runs as long
 //! as its lock is taken, whatever its files say: after a crash or a restart of the host
-//! all of them are stopped.
+//! all of them are stopped. A VMM dies a moment after a supervisor that is killed; for that
+//! moment nobody else gets its disk.
 //!
 //! A folder with a record of a sandbox that is kept stays until it is
 //! removed. Any other whose lock is free is a leftover, and whoever comes next removes it.
@@ -11,23 +12,32 @@
 //! A lock that is being looked at seems taken. So those who take one share a lock on the
 //! folder of all sandboxes, and whoever only looks has it alone.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::error::Error;
 use crate::home::{Home, unusable};
-use crate::record::{self, Record};
+use crate::record::{self, Record, State};
 use crate::spec::check_name;
 
 const LOCK: &str = "lock";
 
 /// How often a folder that vanishes under us is made again.
 const MAX_TRIES: usize = 16;
+
+/// How long a VMM may outlive a supervisor that was killed, before it is taken for one that
+/// runs: the kernel kills it at once, and has its memory to free.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether it is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A sandbox's folder, locked.
 #[derive(Debug)]
@@ -66,14 +76,20 @@ impl SandboxDir {
             return Err(missing());
         }
         let all = home.sandboxes();
-        let _no_look = File::open(&all)
-            .and_then(|folder| folder.lock_shared().map(|()| folder))
-            .map_err(|source| unusable(&all, source))?;
-        for _ in 0..MAX_TRIES {
+        let begin = Instant::now();
+        let mut tries = 0;
+        while tries < MAX_TRIES {
+            let no_look = File::open(&all)
+                .and_then(|folder| folder.lock_shared().map(|()| folder))
+                .map_err(|source| unusable(&all, source))?;
             match try_lock(&path, create).map_err(|source| unusable(&path, source))? {
                 Locked::Mine(lock) => return Ok(Self { path, lock }),
+                Locked::Others if is_dying(&path) && begin.elapsed() < DEATH_PATIENCE => {
+                    drop(no_look);
+                    std::thread::sleep(LOOK_AGAIN);
+                }
                 Locked::Others => break,
-                Locked::Vanished if create => {}
+                Locked::Vanished if create => tries += 1,
                 Locked::Vanished => return Err(missing()),
             }
         }
@@ -110,6 +126,17 @@ impl SandboxDir {
             let _ = self.remove();
         }
     }
+}
+
+/// Whether the supervisor of a sandbox that is in use is gone: its VMM has the lock, and will
+/// not have it for long.
+fn is_dying(path: &Path) -> bool {
+    let Ok(Some(state)) = State::read(path) else {
+        return false;
+    };
+    let pid = i32::try_from(state.pid).ok().and_then(Pid::from_raw);
+    // A number that is another process's by now makes the name taken for a moment, no more.
+    pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
 }
 
 /// Removes a folder, so that what is left is a leftover at any moment. It loses its name
@@ -237,15 +264,13 @@ fn try_lock(dir: &Path, create: bool) -> io::Result<Locked> {
         }
     }
     let path = dir.join(LOCK);
-    let lock = match OpenOptions::new()
-        .create(create)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-    {
-        Ok(lock) => lock,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Locked::Vanished),
-        Err(error) => return Err(error),
+    // Not for writing: a VMM holds this very file, too.
+    let mut flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    flags.set(OFlags::CREATE, create);
+    let lock = match open(&path, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(lock) => File::from(lock),
+        Err(Errno::NOENT) => return Ok(Locked::Vanished),
+        Err(error) => return Err(error.into()),
     };
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -401,6 +426,26 @@ mod tests {
         assert!(newer(&found.record.expect_err("not ours")));
         let kept = fs::read_to_string(path.join("sandbox.json")).expect("read");
         assert_eq!(kept, record);
+    }
+
+    /// The state of a supervisor that is gone while something of its sandbox is not.
+    #[test]
+    fn what_is_dying_is_waited_for() {
+        let (_dir, home) = home();
+        let dir = SandboxDir::create(&home, "one").expect("create");
+        keep(&dir, "one");
+        let gone = std::process::Command::new("true").spawn().expect("spawn");
+        let pid = gone.id();
+        gone.wait_with_output().expect("wait");
+        let mut state = State::starting();
+        state.pid = pid;
+        state.write(dir.path()).expect("write");
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| SandboxDir::open(&home, "one").map(drop));
+            // However long this takes to come: it is waited for, or free already.
+            drop(dir);
+            next.join().expect("no panic").expect("it is free");
+        });
     }
 
     #[test]

@@ -24,9 +24,16 @@ pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
         ImageCommand::Ls {
             format: FormatArg::Json,
         } => json(&images.list().await?)?,
-        ImageCommand::Rm { images: references } => {
+        ImageCommand::Rm {
+            force,
+            images: references,
+        } => {
             for reference in &references {
-                let freed = images.remove(reference).await?;
+                let freed = if force {
+                    images.remove_needed(reference).await?
+                } else {
+                    images.remove(reference).await?
+                };
                 terminal::say(&format!("removed {reference}, {} freed", human(freed)))?;
             }
         }

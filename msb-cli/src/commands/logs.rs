@@ -1,15 +1,10 @@
 //! `msb logs`.
 
-use std::io::{self, Write};
-use std::time::Duration;
-
 use msb_sdk::{Logs, Sandbox};
+use std::io::{self, Write};
 
 use crate::Failure;
 use crate::args::LogsArgs;
-
-/// How often it is looked whether there is more.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Prints the log; with `-f` until the sandbox is stopped or nobody reads any more.
 pub(crate) async fn run(args: LogsArgs) -> Result<u8, Failure> {
@@ -24,7 +19,7 @@ pub(crate) async fn run(args: LogsArgs) -> Result<u8, Failure> {
             }
             tokio::select! {
                 _ = &mut end => break,
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                changed = logs.changed() => changed.map_err(failed)?,
             }
         }
     }
@@ -32,12 +27,16 @@ pub(crate) async fn run(args: LogsArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Prints what there is; `false` when nobody reads it.
-fn print(logs: &mut Logs) -> Result<bool, Failure> {
-    let failed = |error: io::Error| Failure::Usage {
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+fn failed(error: io::Error) -> Failure {
+    Failure::Usage {
         message: format!("cannot pass the log on: {error}"),
         hint: None,
-    };
+    }
+}
+
+/// Prints what there is; `false` when nobody reads it.
+fn print(logs: &mut Logs) -> Result<bool, Failure> {
     loop {
         let chunk = logs.read().map_err(failed)?;
         if chunk.is_empty() {

@@ -79,7 +79,15 @@ pub(crate) async fn detached(
     let display = Display::new(image, quiet);
     let shown = display.clone();
     let builder = builder.on_progress(move |step| shown.show(&step));
-    let sandbox = builder.create_detached().await;
+    let mut signals = forwarded_signals();
+    let sandbox = tokio::select! {
+        sandbox = builder.create_detached() => sandbox,
+        Some(number) = signals.recv() => {
+            display.finish();
+            // Its supervisor waits for word that somebody knows of it, and gets none.
+            return Ok(128 + number);
+        }
+    };
     display.finish();
     let sandbox = sandbox?;
     if !quiet {

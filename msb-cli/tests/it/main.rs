@@ -11,4 +11,5 @@ mod life;
 mod network;
 mod run;
 mod sdk;
+mod state;
 mod terminal;

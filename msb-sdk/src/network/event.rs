@@ -137,7 +137,7 @@ impl NetworkEvent {
         })
     }
 
-    fn lost(count: u64) -> Self {
+    pub(crate) fn lost(count: u64) -> Self {
         let at = SystemTime::now();
         let since = at.duration_since(SystemTime::UNIX_EPOCH);
         let time = since.unwrap_or_default().as_secs_f64();

@@ -6,14 +6,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use msb_guest_agent::wire::{Frame, FrameDecoder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
-use super::relay::{CHUNK, End, asked};
+use super::journal::{Journal, Place};
+use super::relay::{CHUNK, End};
 use super::routes::{ClientId, Passed, Routes};
 use crate::control::{self, ToSupervisor};
 use crate::port::PortRequest;
@@ -25,37 +26,59 @@ const MAX_CLIENTS: usize = 256;
 /// streams can have under way; whoever stops reading all of them is stopped or dead.
 const MAX_OUTBOX: usize = 64 << 20;
 
-/// Network events wait when as much waits for somebody who wants them, in bytes.
-const MAX_BEFORE_EVENTS: usize = 1 << 20;
-
 /// What clients want of others than the agent.
 #[derive(Debug)]
 pub(super) struct Asks {
     /// Ends the sandbox.
     pub(super) ends: mpsc::Sender<End>,
-    /// Ends it in order; the grace in milliseconds.
-    pub(super) stops: mpsc::Sender<u32>,
+    /// Ends it in order.
+    pub(super) stops: mpsc::Sender<Stop>,
     /// Something about published ports.
     pub(super) ports: mpsc::Sender<(ClientId, PortRequest)>,
-    /// Whether anybody wants network events.
-    pub(super) watched: watch::Sender<bool>,
     /// Frames for the agent.
     pub(super) agent: mpsc::Sender<BytesMut>,
 }
+
+/// An end in order.
+#[derive(Debug)]
+pub(super) struct Stop {
+    /// How long programs have to end themselves.
+    pub(super) grace_ms: u32,
+    pub(super) why: &'static str,
+}
+
+/// What a client's end is to the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// Nothing.
+    Loose,
+    /// Its end, too.
+    Ends,
+    /// Its end in order: what was written is kept.
+    Stops,
+}
+
+/// Why a sandbox ended whose creator did.
+const ORPHANED: &str = "its creator ended";
+
+/// How long programs have to end themselves when whoever started them is gone: nobody waits
+/// for them any more.
+const ORPHAN_GRACE_MS: u32 = 2000;
 
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Clients {
     state: Mutex<State>,
     asks: Asks,
-    /// An outbox has become shorter, or a client is gone.
-    shorter: Notify,
+    /// A client is gone.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     routes: Routes,
     clients: HashMap<ClientId, Client>,
+    journal: Journal,
     last: u64,
     /// The last word was said.
     closing: bool,
@@ -65,8 +88,8 @@ struct State {
 struct Client {
     outbox: BytesMut,
     filled: Arc<Notify>,
-    /// Wants network events.
-    watches: bool,
+    /// How far it has read what the network does, if it wants to know.
+    watches: Option<Place>,
     /// Did not read.
     dropped: bool,
 }
@@ -76,7 +99,7 @@ impl Clients {
         Arc::new(Self {
             state: Mutex::default(),
             asks,
-            shorter: Notify::new(),
+            left: Notify::new(),
         })
     }
 
@@ -85,9 +108,8 @@ impl Clients {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a client in the background, beginning with `greeting`. The sandbox ends with
-    /// one that is its `owner`.
-    pub(super) fn serve(self: &Arc<Self>, socket: UnixStream, owner: bool, greeting: &[u8]) {
+    /// Serves a client in the background, beginning with `greeting`.
+    pub(super) fn serve(self: &Arc<Self>, socket: UnixStream, tie: Tie, greeting: &[u8]) {
         let Some((id, filled)) = self.admit(greeting) else {
             return;
         };
@@ -98,12 +120,19 @@ impl Clients {
             tokio::pin!(talk);
             let (end, talking) = tokio::select! {
                 end = this.listen(id, read) => (end, true),
-                () = &mut talk => (asked("its creator ended"), false),
+                () = &mut talk => (End::asked(ORPHANED), false),
             };
-            if owner {
+            if tie != Tie::Loose {
                 // At once: a guest that does not read may keep the rest from being done. A
                 // full queue holds an end already.
-                let _ = this.asks.ends.try_send(end);
+                if tie == Tie::Stops && end.asked {
+                    let _ = this.asks.stops.try_send(Stop {
+                        grace_ms: ORPHAN_GRACE_MS,
+                        why: ORPHANED,
+                    });
+                } else {
+                    let _ = this.asks.ends.try_send(end);
+                }
                 if talking {
                     // One that has hung up may still want to hear of the end.
                     talk.await;
@@ -136,8 +165,7 @@ impl Clients {
             state.clients.remove(&id);
             state.routes.client_gone(id)
         };
-        self.note_watchers();
-        self.shorter.notify_waiters();
+        self.left.notify_waiters();
         if !resets.is_empty() {
             let mut out = BytesMut::new();
             resets.iter().for_each(|frame| frame.encode(&mut out));
@@ -146,21 +174,13 @@ impl Clients {
         }
     }
 
-    /// Tells the network whether anybody wants to know what it does.
-    fn note_watchers(&self) {
-        let watched = self.state().clients.values().any(|client| client.watches);
-        self.asks
-            .watched
-            .send_if_modified(|known| std::mem::replace(known, watched) != watched);
-    }
-
     /// Reads what a client says, until it goes or makes no sense.
     async fn listen(&self, id: ClientId, mut socket: OwnedReadHalf) -> End {
         let mut decoder = FrameDecoder::new();
         loop {
             decoder.buffer_mut().reserve(CHUNK);
             match socket.read_buf(decoder.buffer_mut()).await {
-                Ok(0) | Err(_) => return asked("its creator ended"),
+                Ok(0) | Err(_) => return End::asked(ORPHANED),
                 Ok(_) => {}
             }
             // What is asked of the supervisor does not wait for the guest.
@@ -168,7 +188,7 @@ impl Clients {
             for request in requests {
                 tokio::select! {
                     () = self.request(id, request) => {}
-                    () = hung_up(&socket) => return asked("its creator ended"),
+                    () = hung_up(&socket) => return End::asked(ORPHANED),
                 }
             }
             let passed = if frames.is_empty() {
@@ -177,12 +197,12 @@ impl Clients {
                 // Room first: a frame that was taken into the table must reach the agent.
                 let room = tokio::select! {
                     room = self.asks.agent.reserve() => room,
-                    () = hung_up(&socket) => return asked("its creator ended"),
+                    () = hung_up(&socket) => return End::asked(ORPHANED),
                 };
                 let Ok(room) = room else {
                     // The machine is ending, and its exit says why.
                     hung_up(&socket).await;
-                    return asked("its creator ended");
+                    return End::asked(ORPHANED);
                 };
                 let mut out = BytesMut::new();
                 let passed = self.pass(id, frames, &mut out);
@@ -192,7 +212,7 @@ impl Clients {
                 passed
             };
             if let Err(reason) = passed.and(whole) {
-                return (format!("its creator {reason}"), false);
+                return End::failure(&format!("its creator {reason}"));
             }
         }
     }
@@ -213,14 +233,17 @@ impl Clients {
     async fn request(&self, id: ClientId, request: ToSupervisor) {
         // Whoever would do it is gone with the sandbox.
         match request {
-            ToSupervisor::Stop { grace_ms } => drop(self.asks.stops.send(grace_ms).await),
-            ToSupervisor::Kill => drop(self.asks.ends.send(asked("killed")).await),
+            ToSupervisor::Stop { grace_ms } => {
+                let why = "stopped";
+                let _ = self.asks.stops.send(Stop { grace_ms, why }).await;
+            }
+            ToSupervisor::Kill => drop(self.asks.ends.send(End::asked("killed")).await),
             ToSupervisor::Ports(request) => drop(self.asks.ports.send((id, request)).await),
             ToSupervisor::WatchNetwork => {
                 if let Some(client) = self.state().clients.get_mut(&id) {
-                    client.watches = true;
+                    client.watches.get_or_insert_default();
+                    client.filled.notify_one();
                 }
-                self.note_watchers();
             }
         }
     }
@@ -231,13 +254,24 @@ impl Clients {
             let waiting = filled.notified();
             let out = {
                 let mut state = self.state();
-                let closing = state.closing;
-                match state.clients.get_mut(&id) {
-                    Some(client) if client.dropped => return,
-                    Some(client) if client.outbox.is_empty() && closing => return,
-                    Some(client) => client.outbox.split(),
-                    None => return,
+                let State {
+                    clients,
+                    journal,
+                    closing,
+                    ..
+                } = &mut *state;
+                let Some(client) = clients.get_mut(&id).filter(|client| !client.dropped) else {
+                    return;
+                };
+                if client.outbox.is_empty()
+                    && let Some(place) = &mut client.watches
+                {
+                    journal.read(place, &mut client.outbox);
                 }
+                if client.outbox.is_empty() && *closing {
+                    return;
+                }
+                client.outbox.split()
             };
             if out.is_empty() {
                 waiting.await;
@@ -249,7 +283,6 @@ impl Clients {
                 if written.is_err() {
                     return;
                 }
-                self.shorter.notify_waiters();
             }
         }
     }
@@ -291,32 +324,31 @@ impl Clients {
         Ok(())
     }
 
-    /// Waits until whoever wants network events has room for more.
-    pub(super) async fn room_for_events(&self) {
-        loop {
-            let shorter = self.shorter.notified();
-            let full = |client: &Client| client.watches && client.outbox.len() > MAX_BEFORE_EVENTS;
-            if !self.state().clients.values().any(full) {
-                return;
-            }
-            shorter.await;
+    /// Tells everybody who wants to know what the network did.
+    pub(super) fn add_event(&self, message: impl Into<Bytes>) {
+        let mut state = self.state();
+        state.journal.add(message);
+        for client in state.clients.values().filter(|one| one.watches.is_some()) {
+            client.filled.notify_one();
         }
     }
 
-    /// Tells everybody who wants to know what the network does.
-    pub(super) fn tell_watchers(&self, message: &[u8]) {
-        self.tell_those(message, |client| client.watches);
-    }
-
-    /// Tells everybody the last there is to say; they are let go once they have read it.
+    /// Tells everybody the last there is to say, behind what the network did; they are let go
+    /// once they have read it.
     pub(super) fn close(&self, message: &[u8]) {
-        self.state().closing = true;
-        self.tell_those(message, |_| true);
-    }
-
-    fn tell_those(&self, message: &[u8], which: impl Fn(&Client) -> bool) {
         let mut state = self.state();
-        for client in state.clients.values_mut().filter(|client| which(client)) {
+        state.closing = true;
+        let State {
+            clients, journal, ..
+        } = &mut *state;
+        for client in clients.values_mut() {
+            while let Some(place) = client
+                .watches
+                .as_mut()
+                .filter(|place| journal.has_more(**place))
+            {
+                journal.read(place, &mut client.outbox);
+            }
             client.outbox.extend_from_slice(message);
             client.filled.notify_one();
         }
@@ -325,11 +357,11 @@ impl Clients {
     /// Waits until all of them are gone.
     pub(super) async fn gone(&self) {
         loop {
-            let shorter = self.shorter.notified();
+            let left = self.left.notified();
             if self.state().clients.is_empty() {
                 return;
             }
-            shorter.await;
+            left.await;
         }
     }
 }

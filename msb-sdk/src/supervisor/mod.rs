@@ -4,16 +4,18 @@
 //! socket to its creator, 1 the sandbox's lock, 2 a log. It starts the virtual
 //! machine, passes the guest's streams on, and removes the sandbox when it
 //! ends, unless it is kept. The guest dies with the supervisor (the VMM has asked for
-//! that). That of an attached sandbox ends when its creator does: the socket closes. That
-//! of a detached one is a session of its own and is found by its socket.
+//! that), and holds the lock until it has. That of an attached sandbox ends when its creator
+//! does: the socket closes. That of a detached one is a session of its own and is found by its
+//! socket, from when its creator has taken notice.
 //!
 //! ```text
-//! launch ──► [start: template, VM, hello, configure] ──► ready ──► [relay] ──► ended
-//!                         └──────────► failed
+//! launch ──► [start: template, VM, hello, configure] ──► ready ──► adopted ──► [relay] ──► ended
+//!                         └──────────► failed ◄────────────┘
 //! ```
 
 mod clients;
 mod dial;
+mod journal;
 mod network;
 mod patch;
 mod program;
@@ -32,8 +34,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use self::clients::Tie;
 use self::program::Program;
-use self::relay::{Relay, Resident, Sockets};
+use self::relay::{End, Relay, Resident, Sockets};
 use self::start::{Failure, Running};
 use crate::control::{self, FromSupervisor, Launch};
 use crate::error::Error;
@@ -126,20 +129,49 @@ fn supervise() -> i32 {
     }
     let dir = SandboxDir::inherited(&home, &launch.spec.name, lock);
     let mut state = State::starting();
-    let started = begin(&launch, &home, &dir, &creator, &mut state);
-    match started {
-        Ok((running, listener, relay)) => {
-            oversee(&launch, dir, state, creator, running, listener, relay)
-        }
+    let begun = begin(&launch, &home, &dir, &creator, &mut state);
+    let adopted = begun.and_then(|begun| begun.adopted(&launch, &mut creator));
+    match adopted {
+        Ok(begun) => oversee(&launch, dir, state, creator, begun),
         Err(failure) => {
             let reason = control::cut(failure.reason);
             // The folder first: whoever reads the message may want the name again.
-            settle(&launch, dir, &mut state, &reason, false, launch.fresh);
+            settle(
+                &launch,
+                dir,
+                &mut state,
+                &End::failure(&reason),
+                launch.fresh,
+            );
             let hint = failure.hint;
             let message = control::encode(&FromSupervisor::Failed { reason, hint });
             let _ = creator.write_all(&message);
             1
         }
+    }
+}
+
+/// A sandbox that has started.
+struct Begun {
+    running: Running,
+    listener: UnixListener,
+    relay: Relay,
+}
+
+impl Begun {
+    /// Tells the creator, and waits until it takes a sandbox that is to live on. One whose
+    /// creator was interrupted first is nobody's: it ends.
+    fn adopted(self, launch: &Launch, creator: &mut UnixStream) -> Result<Self, Failure> {
+        let ready = self.running.ready.clone();
+        // A creator that is gone is seen by the relay.
+        let _ = creator.write_all(&control::encode(&FromSupervisor::Ready(ready)));
+        if launch.attached || control::is_adopted(creator) {
+            return Ok(self);
+        }
+        Err(Failure {
+            reason: "its creator ended while it was being started".into(),
+            hint: None,
+        })
     }
 }
 
@@ -150,7 +182,7 @@ fn begin(
     dir: &SandboxDir,
     mut creator: &UnixStream,
     state: &mut State,
-) -> Result<(Running, UnixListener, Relay), Failure> {
+) -> Result<Begun, Failure> {
     let host = |error: Error| Failure::bug(&error.to_string());
     state.write(dir.path()).map_err(host)?;
     let listener = socket::listen(dir.path()).map_err(Failure::io)?;
@@ -160,7 +192,12 @@ fn begin(
     state.phase = Phase::Running;
     state.ready = Some(running.ready.clone());
     state.write(dir.path()).map_err(host)?;
-    Ok((running, listener, Relay::new().map_err(Failure::io)?))
+    let relay = Relay::new().map_err(Failure::io)?;
+    Ok(Begun {
+        running,
+        listener,
+        relay,
+    })
 }
 
 /// Runs a sandbox that has started to its end.
@@ -168,11 +205,14 @@ fn oversee(
     launch: &Launch,
     dir: SandboxDir,
     state: State,
-    mut creator: UnixStream,
-    running: Running,
-    listener: UnixListener,
-    mut relay: Relay,
+    creator: UnixStream,
+    begun: Begun,
 ) -> i32 {
+    let Begun {
+        running,
+        listener,
+        mut relay,
+    } = begun;
     let Running {
         vm,
         agent,
@@ -182,15 +222,17 @@ fn oversee(
         command,
     } = running;
     let greeting = control::encode(&FromSupervisor::Ready(ready));
-    // A creator that is gone is seen by the relay.
-    let _ = creator.write_all(&greeting);
     let state = Arc::new(Mutex::new(state));
     let resident = command.map(|argv| -> Box<dyn Resident> {
         Box::new(Program::new(argv, dir.path(), Arc::clone(&state)))
     });
     let sockets = Sockets {
         creator,
-        attached: launch.attached,
+        tie: match (launch.attached, launch.keep) {
+            (false, _) => Tie::Loose,
+            (true, false) => Tie::Ends,
+            (true, true) => Tie::Stops,
+        },
         listener,
         agent,
     };
@@ -201,34 +243,26 @@ fn oversee(
         let _ = state.write(dir.path());
     };
     let ended = relay.run(sockets, vm, &mut wire, &greeting, resident, &mut stopping);
-    let (reason, asked) =
-        ended.unwrap_or_else(|error| (format!("the supervisor failed: {error}"), false));
+    let end =
+        ended.unwrap_or_else(|error| End::failure(&format!("the supervisor failed: {error}")));
     drop(lease);
     // Ports are free before the lock is: whoever starts it again wants them.
-    let mut events = Vec::new();
-    wire.finish(&mut events);
+    let events = wire.finish();
     let mut last = program::end(&state);
-    settle(launch, dir, &mut last, &reason, asked, !launch.keep);
-    relay.farewell(&events, &(reason, asked));
+    settle(launch, dir, &mut last, &end, !launch.keep);
+    relay.farewell(events, &end);
     0
 }
 
 /// Leaves the folder as it is to be found: removed, or with a note of the end. The lock is
 /// free afterwards.
-fn settle(
-    launch: &Launch,
-    dir: SandboxDir,
-    state: &mut State,
-    reason: &str,
-    asked: bool,
-    remove: bool,
-) {
+fn settle(launch: &Launch, dir: SandboxDir, state: &mut State, end: &End, remove: bool) {
     if remove || !launch.keep {
         let _ = dir.remove();
         return;
     }
     socket::remove(dir.path());
-    state.ended(reason, asked);
+    state.ended(&end.reason, end.asked);
     // Without the note the free lock says that it has ended, though not how.
     let _ = state.write(dir.path());
 }

@@ -3,8 +3,6 @@
 //! All guests have the same addresses: each is alone on its link, and what is the same
 //! in all of them is set before a template is saved.
 
-use std::io::Write;
-
 use bytes::BytesMut;
 use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec};
 use msb_net::error::PortRefusal;
@@ -15,7 +13,7 @@ use msb_net::shell::{
     Capture, Events, Link, Network, Options, Publication, host_addresses, host_resolvers,
 };
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::dial;
 use super::start::{Failure, random};
@@ -200,20 +198,17 @@ impl Wire {
         self.published.iter().map(|(port, _)| *port).collect()
     }
 
-    /// Waits for the next event as a message to the creator, who must have asked for them.
-    /// Nothing is lost when this is given up.
-    pub(super) async fn message(&mut self, wanted: &mut watch::Receiver<bool>) -> BytesMut {
-        if wanted.wait_for(|wanted| *wanted).await.is_ok()
-            && let Some(entry) = self.events.recv().await
-        {
-            return message(entry.to_json(self.network.policy()));
+    /// Waits for the next event as a message to clients. Nothing is lost when this is given up.
+    pub(super) async fn message(&mut self) -> BytesMut {
+        match self.events.recv().await {
+            Some(entry) => message(entry.to_json(self.network.policy())),
+            // The link has ended.
+            None => std::future::pending().await,
         }
-        // Nobody can ask any more, or the link has ended.
-        std::future::pending().await
     }
 
-    /// Ends the network and tells the creator what is left to tell.
-    pub(super) fn finish(self, mut creator: impl Write) {
+    /// Ends the network; returns what is left to tell.
+    pub(super) fn finish(self) -> Vec<BytesMut> {
         let Self {
             network,
             mut events,
@@ -222,11 +217,8 @@ impl Wire {
         } = self;
         let policy = network.policy().clone();
         network.stop();
-        while let Some(entry) = events.try_recv() {
-            if creator.write_all(&message(entry.to_json(&policy))).is_err() {
-                return;
-            }
-        }
+        let left = std::iter::from_fn(|| events.try_recv());
+        left.map(|entry| message(entry.to_json(&policy))).collect()
     }
 }
 

@@ -25,8 +25,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-use super::clients::{Asks, Clients};
+use super::clients::{Asks, Clients, Stop, Tie};
 use super::dial;
 use super::network::Wire;
 use super::routes::ClientId;
@@ -48,19 +49,38 @@ const FLUSH_TIME: Duration = Duration::from_secs(10);
 /// How long clients may take over anything that they are told at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Why the sandbox ended, and whether that was asked for.
-pub(super) type End = (String, bool);
+/// Why the sandbox ended.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    pub(super) reason: String,
+    /// Whether that is what was asked for.
+    pub(super) asked: bool,
+}
 
-pub(super) fn asked(why: &str) -> End {
-    (why.to_owned(), true)
+impl End {
+    pub(super) fn asked(why: &str) -> Self {
+        let reason = why.to_owned();
+        Self {
+            reason,
+            asked: true,
+        }
+    }
+
+    pub(super) fn failure(reason: &str) -> Self {
+        let reason = reason.to_owned();
+        Self {
+            reason,
+            asked: false,
+        }
+    }
 }
 
 /// The sockets of a sandbox that runs.
 pub(super) struct Sockets {
     /// Of whoever started it.
     pub(super) creator: StdStream,
-    /// Whether the sandbox ends with that one.
-    pub(super) attached: bool,
+    /// What the sandbox does when that one goes.
+    pub(super) tie: Tie,
     /// Where others come from.
     pub(super) listener: StdListener,
     /// The guest's.
@@ -83,9 +103,8 @@ pub(super) struct Relay {
 /// The other ends of what clients ask.
 struct Asked {
     ends: mpsc::Receiver<End>,
-    stops: mpsc::Receiver<u32>,
+    stops: mpsc::Receiver<Stop>,
     ports: mpsc::Receiver<(ClientId, PortRequest)>,
-    watched: watch::Receiver<bool>,
     agent: Option<mpsc::Receiver<BytesMut>>,
     to_agent: mpsc::Sender<BytesMut>,
 }
@@ -98,13 +117,11 @@ impl Relay {
         let (ends, ends_asked) = mpsc::channel(MAX_REQUESTS);
         let (stops, stops_asked) = mpsc::channel(MAX_REQUESTS);
         let (ports, ports_asked) = mpsc::channel(MAX_REQUESTS);
-        let (watched, wanted) = watch::channel(false);
         let (to_agent, agent) = mpsc::channel(MAX_CHUNKS);
         let asks = Asks {
             ends,
             stops,
             ports,
-            watched,
             agent: to_agent.clone(),
         };
         Ok(Self {
@@ -114,7 +131,6 @@ impl Relay {
                 ends: ends_asked,
                 stops: stops_asked,
                 ports: ports_asked,
-                watched: wanted,
                 agent: Some(agent),
                 to_agent,
             },
@@ -134,19 +150,19 @@ impl Relay {
         stopping: &mut dyn FnMut(),
     ) -> io::Result<End> {
         let (clients, asked) = (&self.clients, &mut self.asked);
-        let (why, asked) = self.runtime.block_on(async {
+        let end = self.runtime.block_on(async {
             let (from_agent, to_agent) = stream(sockets.agent)?.into_split();
             if let Some(chunks) = asked.agent.take() {
                 tokio::spawn(write(chunks, to_agent));
             }
             let creator = stream(sockets.creator)?;
-            clients.serve(creator, sockets.attached, &[]);
+            clients.serve(creator, sockets.tie, &[]);
             let (dials, dialling) = StdStream::pair()?;
-            clients.serve(stream(dials)?, false, &[]);
+            clients.serve(stream(dials)?, Tie::Loose, &[]);
             let refused = wire.take_refused();
             if let Some(resident) = resident {
                 let (theirs, ours) = StdStream::pair()?;
-                clients.serve(stream(ours)?, false, &[]);
+                clients.serve(stream(ours)?, Tie::Loose, &[]);
                 resident.start(theirs);
             }
             sockets.listener.set_nonblocking(true)?;
@@ -162,21 +178,23 @@ impl Relay {
                 Some(end) = asked.ends.recv() => end,
                 end = stops.wait(stopping) => end,
                 end = upwards(from_agent, clients, done) => end,
-                () = network(wire, clients, &mut asked.ports, &mut asked.watched) => unreachable!(),
+                () = network(wire, clients, &mut asked.ports) => unreachable!(),
                 () = accept(listener, clients, greeting) => unreachable!(),
                 () = dial(dialling, refused) => unreachable!(),
             })
         })?;
-        Ok(end_machine(vm, why, asked))
+        Ok(end_machine(vm, end))
     }
 
     /// Tells everybody the last there is to say, within bounds. A client that does not
     /// listen does not keep its supervisor.
-    pub(super) fn farewell(self, events: &[u8], end: &End) {
-        let (reason, asked) = end.clone();
-        let reason = control::cut(reason);
+    pub(super) fn farewell(self, events: Vec<BytesMut>, end: &End) {
+        let asked = end.asked;
+        let reason = control::cut(end.reason.clone());
         let last = control::encode(&FromSupervisor::Ended { reason, asked });
-        self.clients.tell_watchers(events);
+        for event in events {
+            self.clients.add_event(event);
+        }
         self.clients.close(&last);
         let gone = async { tokio::time::timeout(LAST_WORDS, self.clients.gone()).await };
         let _ = self.runtime.block_on(gone);
@@ -190,19 +208,17 @@ fn stream(socket: StdStream) -> io::Result<UnixStream> {
 }
 
 /// Sees to it that the machine is gone; says why it ended.
-fn end_machine(mut vm: Vm, why: String, asked: bool) -> End {
+fn end_machine(mut vm: Vm, mut end: End) -> End {
     // A machine whose port has closed is on its way out, and its exit says why.
     // One that stays all the same is not waited for.
-    if asked || !ends_soon(&vm) {
+    if end.asked || !ends_soon(&vm) {
         let _ = vm.kill();
     }
-    let exit = if why.is_empty() {
-        vm.wait().map(|exit| exit.to_string())
-    } else {
-        Ok(why)
-    };
-    drop(vm);
-    (exit.unwrap_or_else(|error| error.to_string()), asked)
+    if end.reason.is_empty() {
+        let exit = vm.wait().map(|exit| exit.to_string());
+        end.reason = exit.unwrap_or_else(|error| error.to_string());
+    }
+    end
 }
 
 /// Waits a moment for the machine's process to end by itself.
@@ -229,7 +245,7 @@ async fn write(mut chunks: mpsc::Receiver<BytesMut>, mut agent: OwnedWriteHalf) 
 async fn accept(listener: UnixListener, clients: &Arc<Clients>, greeting: &[u8]) {
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => clients.serve(socket, false, greeting),
+            Ok((socket, _)) => clients.serve(socket, Tie::Loose, greeting),
             // No descriptors, most likely: another time.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
@@ -246,7 +262,7 @@ async fn dial(socket: StdStream, refused: Option<mpsc::Receiver<dial::Client>>) 
 
 /// What an orderly end needs.
 struct Stops<'a> {
-    stops: &'a mut mpsc::Receiver<u32>,
+    stops: &'a mut mpsc::Receiver<Stop>,
     agent: &'a mpsc::Sender<BytesMut>,
     done: watch::Receiver<bool>,
 }
@@ -254,30 +270,56 @@ struct Stops<'a> {
 impl Stops<'_> {
     /// Waits for the request, and does it.
     async fn wait(mut self, stopping: &mut dyn FnMut()) -> End {
-        let Some(grace_ms) = self.stops.recv().await else {
+        let Some(stop) = self.stops.recv().await else {
             return std::future::pending().await;
         };
         stopping();
-        self.shut_down(grace_ms).await;
-        asked("stopped")
+        self.shut_down(stop.grace_ms).await;
+        End::asked(stop.why)
     }
 
-    /// Asks the agent to shut down and waits until it has, within bounds.
+    /// Has the agent shut down and waits until it has, within bounds. Whoever asks again and
+    /// gives less time is obeyed.
     async fn shut_down(&mut self, grace_ms: u32) {
-        let message = message::encode(&HostMessage::Shutdown { grace_ms });
-        let Ok(frame) = Frame::new(Kind::Control, StreamId::CONTROL, message.into()) else {
-            return;
-        };
-        let mut out = BytesMut::new();
-        frame.encode(&mut out);
-        let limit = Duration::from_millis(u64::from(grace_ms)) + FLUSH_TIME;
-        let _ = tokio::time::timeout(limit, async {
-            if self.agent.send(out).await.is_ok() {
-                let _ = self.done.wait_for(|done| *done).await;
+        let limit =
+            |grace_ms| Instant::now() + Duration::from_millis(u64::from(grace_ms)) + FLUSH_TIME;
+        let mut done = self.done.clone();
+        let mut end = limit(grace_ms);
+        let mut ask = Some(grace_ms);
+        loop {
+            // A guest that does not read keeps nobody from being more impatient.
+            let agent = self.agent;
+            let asking = async {
+                match ask {
+                    Some(grace_ms) => ask_to_shut_down(agent, grace_ms).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = asking => ask = None,
+                _ = done.wait_for(|done| *done) => return,
+                () = tokio::time::sleep_until(end) => return,
+                Some(again) = self.stops.recv() => {
+                    let sooner = limit(again.grace_ms);
+                    if sooner < end {
+                        end = sooner;
+                        ask = Some(again.grace_ms);
+                    }
+                }
             }
-        })
-        .await;
+        }
     }
+}
+
+async fn ask_to_shut_down(agent: &mpsc::Sender<BytesMut>, grace_ms: u32) {
+    let message = message::encode(&HostMessage::Shutdown { grace_ms });
+    let Ok(frame) = Frame::new(Kind::Control, StreamId::CONTROL, message.into()) else {
+        return;
+    };
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    // A machine that is ending says so itself.
+    let _ = agent.send(out).await;
 }
 
 /// Answers what is asked about ports, and tells what the network does.
@@ -285,7 +327,6 @@ async fn network(
     wire: &mut Wire,
     clients: &Clients,
     ports: &mut mpsc::Receiver<(ClientId, PortRequest)>,
-    watched: &mut watch::Receiver<bool>,
 ) {
     loop {
         tokio::select! {
@@ -294,10 +335,7 @@ async fn network(
                 clients.tell(client, |outbox| outbox.extend_from_slice(&answer));
             }
             // Nothing is lost when it is given up.
-            event = async {
-                clients.room_for_events().await;
-                wire.message(watched).await
-            } => clients.tell_watchers(&event),
+            event = wire.message() => clients.add_event(event),
         }
     }
 }
@@ -313,7 +351,7 @@ async fn upwards(
         decoder.buffer_mut().reserve(CHUNK);
         match agent.read_buf(decoder.buffer_mut()).await {
             // The port closes when the machine ends; its process says how.
-            Ok(0) | Err(_) => return (String::new(), false),
+            Ok(0) | Err(_) => return End::failure(""),
             Ok(_) => {}
         }
         loop {
@@ -326,11 +364,13 @@ async fn upwards(
                 }
                 Ok(Some(frame)) => {
                     if let Err(error) = clients.deliver(frame) {
-                        return (format!("the guest broke the protocol: {error}"), false);
+                        return End::failure(&format!("the guest broke the protocol: {error}"));
                     }
                 }
                 Ok(None) => break,
-                Err(error) => return (format!("the guest broke the protocol: {error}"), false),
+                Err(error) => {
+                    return End::failure(&format!("the guest broke the protocol: {error}"));
+                }
             }
         }
     }

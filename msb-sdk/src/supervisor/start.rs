@@ -13,10 +13,10 @@ use msb_guest_agent::message::{
     ByteString, Configured, DiskName, Entropy, GuestConfig, NetworkSpec, RootSpec, Upper,
 };
 use msb_guest_agent::setup;
-use msb_oci::{Image, Lease, Store};
+use msb_oci::{Image, Lease};
 use msb_vmm::{
-    Disk, DiskFormat, Engine, EngineKind, EngineOptions, Isolation, Machine, MemorySize, PortName,
-    Step, Vcpus, Vm,
+    Disk, DiskFormat, Engine, EngineKind, EngineOptions, Hold, Isolation, Machine, MemorySize,
+    PortName, Step, Vcpus, Vm,
 };
 
 use super::network::{Wire, Wiring};
@@ -63,6 +63,8 @@ pub(super) fn start(
     let wiring = Wiring::new(&launch.spec)?;
     let mut machine = machine(launch, dir, &image)?;
     machine.network = Some(wiring.card());
+    // The name is in use for as long as anything can write to the disk.
+    machine.hold = Some(Hold::new(dir.lock().map_err(Failure::io)?));
     let mut options = EngineOptions::default();
     options.kvm_cache = Some(home.path().join("kvm.json"));
     if launch.spec.require_hardware {
@@ -153,7 +155,7 @@ fn boot(
 }
 
 fn image(launch: &Launch, home: &Home) -> Result<(Image, Lease), Failure> {
-    let store = Store::open(home.path()).map_err(oci)?;
+    let store = home.store().map_err(oci)?;
     let digest = launch.image.parse().map_err(oci)?;
     let image = store.get_digest(digest).map_err(oci)?;
     let image = image.ok_or_else(|| Failure {
