@@ -317,10 +317,11 @@ impl Session {
         }
         let methods: Vec<_> = methods.iter().map(String::as_str).collect();
         let claim = Claim::Name(host);
-        let path = &request.target;
+        let fields = request.fields.0.iter().map(|field| field.name.as_str());
         let asked = Asked {
             methods: &methods,
-            path,
+            path: &request.target,
+            fields: &fields.collect::<Vec<_>>(),
         };
         let verdict = policy.decide_request(flow, &Names { bound, claim }, &asked);
         if verdict.action == Action::Allow {

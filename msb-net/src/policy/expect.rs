@@ -62,6 +62,8 @@ pub enum Subject {
         method: String,
         /// Its path.
         path: String,
+        /// The names of header fields that it has.
+        fields: Vec<String>,
     },
 }
 
@@ -104,8 +106,10 @@ impl Policy {
                 host,
                 method,
                 path,
+                fields,
             } => {
                 let methods = &[method.as_str()];
+                let fields: &Vec<_> = &fields.iter().map(String::as_str).collect();
                 let bound = std::slice::from_ref(host);
                 let claim = Claim::Name(host);
                 let names = Names { bound, claim };
@@ -113,7 +117,15 @@ impl Policy {
                 if self.decide(flow, &names).action == Action::Deny {
                     return self.explain(flow, &names);
                 }
-                self.explain_request(flow, &names, &Asked { methods, path })
+                self.explain_request(
+                    flow,
+                    &names,
+                    &Asked {
+                        methods,
+                        path,
+                        fields,
+                    },
+                )
             }
             Subject::Flow { flow, name, claim } => {
                 let claim = match claim {
@@ -137,7 +149,14 @@ impl fmt::Display for Subject {
                 host,
                 method,
                 path,
-            } => return write!(f, "http {method} {host}{path} at {}", flow.address),
+                fields,
+            } => {
+                write!(f, "http {method} {host}{path} at {}", flow.address)?;
+                return match fields.is_empty() {
+                    true => Ok(()),
+                    false => write!(f, " with {}", fields.join(",")),
+                };
+            }
             Self::Flow { flow, name, claim } => (flow, name, claim),
         };
         if flow.direction == Direction::In {

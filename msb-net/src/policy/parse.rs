@@ -8,13 +8,15 @@
 //! rule    = ( "allow" | "deny" ) [ "in" | "out" ] [ proto [ ports ] ] [ target ]
 //! proto   = "tcp" | "udp" | "icmp" | "dns"
 //! rule    = ( "allow" | "deny" ) "http" [ ports ] [ METHOD { "," METHOD } | "*" ] [ whom ]
-//! whom    = "any" [ PATH ] | ( [ "domain" ] NAME | "suffix" NAME ) [ PATH ] [ "at" set ]
+//! whom    = ( "any" [ PATH ] | ( [ "domain" ] NAME | "suffix" NAME ) [ PATH ] [ "at" set ] )
+//!           [ "with" fields ] [ "without" fields ]
+//! fields  = FIELD { "," FIELD }
 //! ports   = port { "," port }          port = NUMBER [ "-" NUMBER ]
 //! target  = "any" | set | ( [ "domain" ] NAME | "suffix" NAME ) [ "at" set ]
 //! set     = IP | CIDR | group
 //! expect  = "expect" ( "allow" | "deny" ) ( "dns" NAME | request
 //!           | [ "in" | "out" ] flow )
-//! request = "http" METHOD NAME PATH [ "at" IP ]
+//! request = "http" METHOD NAME PATH [ "at" IP ] [ "with" fields ]
 //! flow    = ( ( "tcp" | "udp" ) NUMBER | "icmp" )
 //!           ( "host" | IP | NAME [ "at" IP ] ) [ "sni" NAME | "no-sni" ]
 //! ```

@@ -21,6 +21,10 @@ pub struct Requests {
     pub methods: Vec<String>,
     /// The paths; none means all.
     pub path: Option<PathPattern>,
+    /// Header fields that a request must have, in lower case.
+    pub with: Vec<String>,
+    /// Header fields that it must not have.
+    pub without: Vec<String>,
 }
 
 impl Requests {
@@ -44,7 +48,11 @@ impl Requests {
                     .is_none_or(|own| own.matches_any(asked.path)),
             ),
         };
-        (self.methods.is_empty() || method) && path
+        // Whether a field is there is one thing to every reader: what is sent on is
+        // written anew.
+        let has = |own: &String| asked.fields.contains(&own.as_str());
+        let fields = self.with.iter().all(has) && !self.without.iter().any(has);
+        (self.methods.is_empty() || method) && path && fields
     }
 }
 
@@ -55,6 +63,8 @@ pub struct Asked<'a> {
     pub methods: &'a [&'a str],
     /// Its path, as it came.
     pub path: &'a str,
+    /// The names of its header fields, in lower case.
+    pub fields: &'a [&'a str],
 }
 
 /// Whether the requests of a flow must be read.
@@ -153,10 +163,16 @@ impl fmt::Display for Shown<'_> {
                     Pattern::Domain(name) => write!(f, " domain {name}{path}")?,
                     Pattern::Suffix(name) => write!(f, " suffix {name}{path}")?,
                 }
-                at.iter().try_for_each(|at| write!(f, " at {at}"))
+                at.iter().try_for_each(|at| write!(f, " at {at}"))?;
             }
-            Target::Any => write!(f, " any{path}"),
-            Target::Addresses(addresses) => write!(f, " {addresses}{path}"),
+            Target::Any => write!(f, " any{path}")?,
+            Target::Addresses(addresses) => write!(f, " {addresses}{path}")?,
         }
+        for (word, names) in [("with", &requests.with), ("without", &requests.without)] {
+            if !names.is_empty() {
+                write!(f, " {word} {}", names.join(","))?;
+            }
+        }
+        Ok(())
     }
 }

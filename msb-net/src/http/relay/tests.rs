@@ -195,6 +195,33 @@ fn denied_requests_are_answered_and_the_connection_goes_on() {
 }
 
 #[test]
+fn rules_see_the_fields_that_the_server_will_see() {
+    let mut relay = relay(
+        "preset none\nallow http POST a.example with x-team without cookie",
+        None,
+    );
+    for (fields, passes) in [
+        ("X-Team: 1\r\n", true),
+        ("x-team:\r\nA: b\r\n", true),
+        ("A: b\r\n", false),
+        ("X-Team: 1\r\nCookie: a=b\r\n", false),
+        // It would be taken out on the way.
+        ("X-Team: 1\r\nConnection: x-team\r\n", false),
+    ] {
+        let head = format!("POST /x HTTP/1.1\r\nHost: a.example\r\n{fields}\r\n");
+        relay.from_guest(head.as_bytes());
+        let sent = take(&mut relay.to_server);
+        assert_eq!(!sent.is_empty(), passes, "{fields:?}");
+        if passes {
+            relay.from_server(b"HTTP/1.1 204 No Content\r\n\r\n");
+        }
+        let got = take(&mut relay.to_guest);
+        assert_eq!(got.starts_with("HTTP/1.1 204 "), passes, "{got}");
+        assert_eq!(got.starts_with("HTTP/1.1 403 "), !passes, "{got}");
+    }
+}
+
+#[test]
 fn a_connection_carries_requests_to_its_host_only() {
     let mut relay = secret();
     relay.from_guest(b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n");

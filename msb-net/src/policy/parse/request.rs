@@ -9,6 +9,24 @@ use crate::{Error, Name};
 /// The most methods of a rule.
 const MAX_METHODS: usize = 32;
 
+/// The most header fields of a rule: nobody tells requests apart by more.
+const MAX_NAMED_FIELDS: usize = 16;
+
+/// Fields that are about the connection or the message's length: they are read, and
+/// written anew, before a request is judged.
+const NOT_JUDGED: &[&str] = &[
+    "host",
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+];
+
 fn is_method(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_uppercase() || byte == b'-';
     !text.is_empty() && text.bytes().all(good)
@@ -39,16 +57,50 @@ pub(super) fn requests(words: &mut Words<'_>) -> Result<(Requests, Target), Erro
     };
     let (host, path) = split(word, words)?;
     requests.path = path;
-    if host == "any" && !named {
-        return Ok((requests, Target::Any));
-    }
-    let name = name(host, word, words)?;
-    let pattern = match suffix {
-        true => Pattern::Suffix(name),
-        false => Pattern::Domain(name),
+    let target = if host == "any" && !named {
+        Target::Any
+    } else {
+        let name = name(host, word, words)?;
+        let pattern = match suffix {
+            true => Pattern::Suffix(name),
+            false => Pattern::Domain(name),
+        };
+        let at = set_behind_at(words)?;
+        Target::Names { pattern, at }
     };
-    let at = set_behind_at(words)?;
-    Ok((requests, Target::Names { pattern, at }))
+    if words.take("with") {
+        requests.with = fields(words)?;
+    }
+    if words.take("without") {
+        requests.without = fields(words)?;
+    }
+    Ok((requests, target))
+}
+
+/// Reads the names of header fields, which become lower case.
+fn fields(words: &mut Words<'_>) -> Result<Vec<String>, Error> {
+    let Some(word) = words.next() else {
+        return Err(words.unexpected(None, "names of header fields", &[]));
+    };
+    let names: Vec<_> = word.text.split(',').map(str::to_ascii_lowercase).collect();
+    if names.len() > MAX_NAMED_FIELDS {
+        let message = format!("a rule has at most {MAX_NAMED_FIELDS} header fields");
+        return Err(words.error(word, message));
+    }
+    // What a name is made of says RFC 9110, 5.6.2.
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    for name in &names {
+        let shown = excerpt(name);
+        if name.is_empty() || !name.bytes().all(good) {
+            let message = format!("{shown:?} is not the name of a header field");
+            return Err(words.error(word, message));
+        }
+        if NOT_JUDGED.contains(&&name[..]) {
+            let message = format!("{shown:?} is about the connection and not judged");
+            return Err(words.error(word, message));
+        }
+    }
+    Ok(names)
 }
 
 fn split<'a>(word: Word<'a>, words: &Words<'_>) -> Result<(&'a str, Option<PathPattern>), Error> {
@@ -73,7 +125,7 @@ fn name(text: &str, word: Word<'_>, words: &Words<'_>) -> Result<Name, Error> {
     Name::new(text).map_err(|error| words.error(word, error.to_string()))
 }
 
-/// Reads a request that is expected to pass or not: method, host and path.
+/// Reads a request that is expected to pass or not: method, host, path and fields.
 pub(super) fn subject(words: &mut Words<'_>) -> Result<Subject, Error> {
     let word = words.next();
     let Some(method) = word.filter(|word| is_method(word.text)) else {
@@ -89,7 +141,12 @@ pub(super) fn subject(words: &mut Words<'_>) -> Result<Subject, Error> {
     if words.take("at") {
         flow.address = words.address()?;
     }
+    let fields = match words.take("with") {
+        true => fields(words)?,
+        false => Vec::new(),
+    };
     Ok(Subject::Request {
+        fields,
         flow,
         host,
         method: method.text.into(),

@@ -68,6 +68,27 @@ fn the_first_rule_that_fits_a_request_decides() {
 }
 
 #[test]
+fn rules_can_ask_for_header_fields() {
+    holds(
+        "preset none
+         deny http suffix example.com with X-Debug,x-trace
+         allow http POST api.example.com/v1/** with Authorization without cookie
+         allow http GET any/open without authorization
+         expect allow http POST api.example.com/v1/x with authorization
+         expect allow http POST api.example.com/v1/x at 1.1.1.1 with AUTHORIZATION,accept
+         expect deny http POST api.example.com/v1/x
+         expect deny http POST api.example.com/v1/x with authorization,cookie
+         expect allow http POST api.example.com/v1/x with authorization,x-debug
+         expect deny http POST api.example.com/v1/x with authorization,x-debug,x-trace
+         expect allow http GET other.example/open
+         expect deny http GET other.example/open with authorization",
+    );
+    let policy = document("deny http GET a.example/x at public with b,c without D").policy;
+    let text = "deny http GET domain a.example/x at public with b,c without d";
+    assert_eq!(policy.rules()[0].to_string(), text);
+}
+
+#[test]
 fn an_explanation_names_the_rule() {
     let policy = document("preset public-only\ndeny http 80 any\ndeny http GET a.example/x").policy;
     let host = name("a.example");
@@ -79,6 +100,7 @@ fn an_explanation_names_the_rule() {
     let asked = Asked {
         methods: &["POST", "GET"],
         path: "/y/%2e%2e/x",
+        fields: &[],
     };
     assert_eq!(
         policy.explain_request(&flow, &names, &asked).to_string(),
@@ -109,7 +131,20 @@ fn mistakes_in_rules_are_pointed_at() {
         ("deny http get a.example/x", "`any` host or a domain name"),
         ("deny in http any", "not read"),
         ("deny http GET 10.0.0.0/8", "is not a domain name"),
+        ("deny http any with", "names of header fields"),
+        (
+            "deny http any with a,,b",
+            "is not the name of a header field",
+        ),
+        (
+            "deny http any without a:b",
+            "is not the name of a header field",
+        ),
+        ("deny http any with Host", "is about the connection"),
+        ("deny http any without a with b", "the end of the line"),
+        ("deny tcp 443 a.example with b", "the end of the line"),
         ("expect deny http a.example/x", "a method"),
+        ("expect deny http GET a.example/x with é", "is not the name"),
     ] {
         let error = text.parse::<Document>().expect_err(text).to_string();
         assert!(error.contains(says), "{text}: {error}");
