@@ -86,6 +86,32 @@ pub enum Error {
         /// The part that differs.
         what: &'static str,
     },
+    /// There is no snapshot of that name.
+    #[error("there is no snapshot {name:?}")]
+    NoSnapshot {
+        /// The name, cut after 64 characters.
+        name: String,
+    },
+    /// A snapshot of that name exists or is being made.
+    #[error("a snapshot {name:?} exists already")]
+    SnapshotTaken {
+        /// The name.
+        name: String,
+    },
+    /// A name that no snapshot can have.
+    #[error("{name:?} is not a name for a snapshot: 1 to {max} letters, digits, '.', '-' or '_'")]
+    SnapshotName {
+        /// The name, cut after 64 characters.
+        name: String,
+        /// The longest name, in bytes.
+        max: usize,
+    },
+    /// There are as many snapshots as there may be.
+    #[error("there are {max} snapshots already")]
+    TooManySnapshots {
+        /// The most there can be.
+        max: usize,
+    },
 
     /// There is no engine of that name.
     #[error("there is no engine {name:?}: there are krun and qemu")]
@@ -103,6 +129,14 @@ pub enum Error {
     },
 
     // The host lacks something.
+    /// A snapshot is not as it was saved.
+    #[error("the snapshot {name:?} is damaged: {reason}")]
+    Snapshot {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The engine asked for cannot run here.
     #[error("the engine {engine} cannot run here: {reason}")]
     EngineUnavailable {
@@ -260,6 +294,10 @@ impl Error {
             Error::Unreadable { what: "device", .. } => {
                 Some("add the user to the group kvm, or ask for the engine qemu")
             }
+            Error::Snapshot { .. } => Some("remove it, and make it again"),
+            Error::NoSnapshot { .. } => Some("list those that there are: msb snapshot ls"),
+            Error::SnapshotTaken { .. } => Some("choose another name, or remove that one first"),
+            Error::TooManySnapshots { .. } => Some("remove some: msb snapshot rm"),
             Error::Vcpus { .. } | Error::Memory { .. } => Some("choose a value within the bounds"),
             _ => None,
         }

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod machine;
 mod probe;
+mod snapshot;
 mod sys;
 mod template;
 mod vm;
@@ -27,6 +28,7 @@ pub use machine::{
     MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU, Machine, MemorySize, PortName, TEMPLATE_MAC, Vcpus,
 };
 pub use probe::{Kvm, KvmFault};
+pub use snapshot::{Listed, Snapshot, SnapshotDraft, Snapshots};
 pub use template::{Step, Template, Templates};
 pub use vm::{Exit, Vm};
 

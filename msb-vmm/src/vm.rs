@@ -10,13 +10,19 @@ use std::process::ExitStatus;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
 use crate::confine::{Confined, Confinement};
+use crate::engine::qemu::Control;
 use crate::engine::{EngineKind, Isolation};
 use crate::error::Error;
 use crate::machine::PortName;
+use crate::snapshot::SnapshotDraft;
 
 /// How much of what a VMM says on its standard error is kept for error messages.
 /// The pipe holds 64 KiB and drops what does not fit; more helps nobody.
 const MAX_STDERR: usize = 4 << 10;
+
+/// What engines and machines may not support.
+const SNAPSHOTS: &str = "snapshots";
+const NO_TEMPLATE: &str = "snapshots of a machine that was not started from a template";
 
 /// How a virtual machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +174,7 @@ pub struct Vm {
     sockets: Sockets,
     kind: EngineKind,
     isolation: Isolation,
+    control: Option<Box<Control>>,
     exit: Option<Exit>,
 }
 
@@ -190,8 +197,85 @@ impl Vm {
             sockets,
             kind,
             isolation,
+            control: None,
             exit: None,
         }
+    }
+
+    pub(crate) fn controlled(mut self, control: Control) -> Self {
+        self.control = Some(Box::new(control));
+        self
+    }
+
+    /// Holds the guest: no instruction of it is executed until [`Vm::resume`]. Its clocks
+    /// stand still.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] with krun, [`Error::Control`] when QEMU does not do it.
+    pub fn pause(&mut self) -> Result<(), Error> {
+        Ok(self.control("pausing")?.pause()?)
+    }
+
+    /// Lets a guest that was held go on. Its clock is behind by then, which is for the
+    /// guest to set.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::pause`].
+    pub fn resume(&mut self) -> Result<(), Error> {
+        Ok(self.control("pausing")?.resume()?)
+    }
+
+    /// Saves a guest that is [held](Vm::pause): devices, memory and writable disks. It can
+    /// go on afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::pause`], [`Error::Unsupported`] for a machine that was not started from a
+    /// template, and those of writing files.
+    pub fn save(&mut self, draft: &SnapshotDraft) -> Result<(), Error> {
+        let pid = self.process.pid;
+        let control = self.control(SNAPSHOTS)?;
+        control.save_devices(&draft.state()?)?;
+        let memory = control.memory().ok_or(Error::Unsupported {
+            engine: EngineKind::Qemu,
+            what: NO_TEMPLATE,
+        })?;
+        draft.fill(pid, memory)
+    }
+
+    /// Checks that a machine is one that can be [saved](Self::save).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`].
+    pub fn check_saving(&self) -> Result<(), Error> {
+        let (engine, control) = (self.kind, self.control.as_deref());
+        let what = match control {
+            Some(control) if control.memory().is_some() => return Ok(()),
+            Some(_) => NO_TEMPLATE,
+            None => SNAPSHOTS,
+        };
+        Err(Error::Unsupported { engine, what })
+    }
+
+    fn control(&mut self, what: &'static str) -> Result<&mut Control, Error> {
+        let engine = self.kind;
+        let control = self.control.as_deref_mut();
+        control.ok_or(Error::Unsupported { engine, what })
+    }
+
+    /// Returns what becomes readable when there is something for [`Vm::drain_control`].
+    pub fn control_socket(&self) -> Option<&UnixStream> {
+        self.control.as_ref().map(|control| control.socket())
+    }
+
+    /// Drops what the VMM has told of by itself: a guest can make it tell things, and what
+    /// nobody takes fills its memory. `false` when no more will come.
+    pub fn drain_control(&mut self) -> bool {
+        let control = self.control.as_mut();
+        control.is_some_and(|control| control.drain().is_ok())
     }
 
     /// Takes the host's end of a console port; `None` when there is no such port or

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 /// Copies `from` to `to`, an empty file that is as long and has no content yet. Shares the
 /// blocks where the file system can.
-pub(super) fn sparse(from: &File, to: &File) -> io::Result<()> {
+pub(crate) fn sparse(from: &File, to: &File) -> io::Result<()> {
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
@@ -26,7 +26,7 @@ pub(super) fn sparse(from: &File, to: &File) -> io::Result<()> {
 }
 
 /// Copies the bytes from `at` to `end`.
-fn copy(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
+pub(crate) fn copy(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
     while at < end {
         let length = usize::try_from(end - at).unwrap_or(usize::MAX);
         let (mut from_at, mut to_at) = (at, at);

@@ -53,6 +53,17 @@ impl Key {
         Ok(Key::digest(parts.iter().chain(layout)))
     }
 
+    /// Computes what machines have in common that can go on from one another's saved state:
+    /// their kernel is in their memory, and counts no more.
+    pub(super) fn kind(qemu: &Qemu, layout: &[String], store: &Store) -> Result<Key, Error> {
+        let parts = [
+            "msb snapshot 1".to_owned(),
+            content_id("the VMM", qemu.program(), store)?,
+            processor(qemu.isolation())?,
+        ];
+        Ok(Key::digest(parts.iter().chain(layout)))
+    }
+
     /// Computes the key of what `variant` makes of this template.
     pub(super) fn variant(&self, variant: &str) -> Key {
         Key::digest([FORMAT, &self.0, variant])
@@ -105,7 +116,7 @@ fn processor(isolation: Isolation) -> Result<String, Error> {
 
 /// What identifies one state of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileState {
+pub(crate) struct FileState {
     dev: u64,
     ino: u64,
     size: u64,
@@ -114,7 +125,7 @@ pub(super) struct FileState {
 }
 
 impl FileState {
-    pub(super) fn of(file: &File) -> io::Result<Self> {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
         Ok(FileState {
             dev: meta.dev(),
@@ -126,7 +137,7 @@ impl FileState {
     }
 
     /// Returns the file's size in bytes.
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
@@ -172,7 +183,7 @@ fn content_id(what: &'static str, path: &Path, store: &Store) -> Result<String, 
 }
 
 /// Digests a file that is read from its current position to its end.
-pub(super) fn digest(mut file: &File) -> io::Result<String> {
+pub(crate) fn digest(mut file: &File) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 128 << 10];
     loop {
@@ -185,7 +196,7 @@ pub(super) fn digest(mut file: &File) -> io::Result<String> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .flat_map(|byte| [byte >> 4, byte & 15])

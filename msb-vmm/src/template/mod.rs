@@ -30,14 +30,15 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use crate::engine::qemu::{Launched, Platform, Qemu, layout};
+use crate::engine::qemu::{Launched, Origin, Platform, Qemu, layout};
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::snapshot::Snapshot;
 use crate::vm::Vm;
 
-mod copy;
-mod key;
-mod store;
+pub(crate) mod copy;
+pub(crate) mod key;
+pub(crate) mod store;
 
 use key::Key;
 use store::{Draft, Files, Store};
@@ -261,14 +262,47 @@ impl Templates {
         let platform = self.qemu.platform(self.store.tsc_rate());
         let layout = layout(machine, &platform);
         let key = Key::of(&self.qemu, machine, &layout, &self.store)?;
+        let kind = Key::kind(&self.qemu, &layout, &self.store)?;
         Ok((
             key,
             Plan {
                 qemu: self.qemu.clone(),
                 platform,
                 layout,
+                kind: kind.as_str().to_owned(),
             },
         ))
+    }
+
+    /// Starts a copy of a machine that was saved while it ran, with the disks of `machine`,
+    /// which must otherwise be like it. Writable disks are copies of those of the snapshot:
+    /// [`Snapshot::copy_disk`].
+    ///
+    /// Returns when the copy runs, in the state the guest was saved in. Everything in it
+    /// takes itself for the guest that was saved: nothing but what is held back in it until
+    /// it has an identity of its own should run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherMachine`] when layout, QEMU or processor differ, [`Error::Snapshot`] when
+    /// its files are no longer as they were saved, and those of [`crate::Engine::boot`].
+    pub fn start_snapshot(&self, snapshot: &Snapshot, machine: &Machine) -> Result<Vm, Error> {
+        let (_, plan) = self.plan(machine)?;
+        if snapshot.kind() != plan.kind {
+            return Err(Error::OtherMachine {
+                what: "the VMM, the host's processor, vcpus, memory or devices",
+            });
+        }
+        let state = snapshot.fresh_state()?;
+        let origin = Origin::Fork {
+            ram: snapshot.ram(),
+            state: &state,
+        };
+        let started = plan
+            .qemu
+            .restore(machine, &plan.platform, &origin, &plan.kind);
+        snapshot.check_ram()?;
+        started
     }
 }
 
@@ -291,6 +325,8 @@ struct Plan {
     qemu: Qemu,
     platform: Platform,
     layout: Vec<String>,
+    /// What a machine has to be like to go on from a copy that was saved.
+    kind: String,
 }
 
 /// A template that is open: it can be started even after the store dropped it.
@@ -317,9 +353,13 @@ impl Template {
         // Each copy reads the state from its beginning, at its own pace.
         let state = self.files.fresh_state()?;
         let plan = &self.plan;
+        let origin = Origin::Restore {
+            ram: &self.files.ram,
+            state: &state,
+        };
         let started = plan
             .qemu
-            .restore(machine, &plan.platform, &self.files.ram, &state);
+            .restore(machine, &plan.platform, &origin, &plan.kind);
         if matches!(&started, Err(Error::ExitedEarly { stderr, .. }) if stderr.contains(UNLOADABLE))
         {
             self.store.discard(&self.key);

@@ -334,7 +334,7 @@ impl Sealed {
     }
 }
 
-fn store_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn store_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Store {
         action,
@@ -343,7 +343,7 @@ fn store_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> E
     }
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -353,7 +353,7 @@ fn open_lock(path: &Path) -> io::Result<File> {
 }
 
 /// Makes a folder for the owner only: guest memory is nobody else's business.
-fn make_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -362,7 +362,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
 }
 
 /// Removes a folder so that what is left when that stops half-way has no `meta.json`.
-fn remove_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -390,7 +390,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(&serde_json::to_vec(value)?)?;
@@ -398,7 +398,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
 }
 
 /// Returns a name part that no other process or thread uses at the same time.
-fn unique() -> String {
+pub(crate) fn unique() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!(

@@ -5,4 +5,5 @@ mod boot;
 mod confinement;
 mod guest;
 mod network;
+mod snapshot;
 mod template;

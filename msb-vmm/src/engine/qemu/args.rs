@@ -64,7 +64,7 @@ pub(super) fn options(
         args.0.push(option.into());
     }
     args.add("-object", memory(machine, origin));
-    let restored = matches!(origin, Origin::Restore { .. } | Origin::Variant { .. });
+    let restored = !matches!(origin, Origin::Cold | Origin::Template { .. });
     // What is restored has its kernel in its memory.
     if !restored {
         args.path("-kernel", &machine.kernel);
@@ -83,9 +83,10 @@ pub(super) fn options(
             Origin::Template { .. } => placeholder_node(index, disk),
             Origin::Variant { .. } if !disk.read_only => placeholder_node(index, disk),
             Origin::Variant { .. } if is_detachable(disk) => detachable_node(index, disk),
-            Origin::Cold | Origin::Restore { .. } | Origin::Variant { .. } => {
-                disk_node(index, disk)
-            }
+            Origin::Cold
+            | Origin::Restore { .. }
+            | Origin::Fork { .. }
+            | Origin::Variant { .. } => disk_node(index, disk),
         };
         args.add("-blockdev", node.to_string());
         args.add("-device", disk_device(index));
@@ -93,7 +94,7 @@ pub(super) fn options(
     if let (Some(card), Some(fd)) = (&machine.network, fds.network) {
         let mac = match origin {
             Origin::Template { .. } | Origin::Variant { .. } => TEMPLATE_MAC,
-            Origin::Cold | Origin::Restore { .. } => card.mac,
+            Origin::Cold | Origin::Restore { .. } | Origin::Fork { .. } => card.mac,
         };
         let backend = format!("stream,id=network,server=off,addr.type=fd,addr.str={fd}");
         args.add("-netdev", backend);
@@ -101,6 +102,9 @@ pub(super) fn options(
     }
     if restored {
         args.add("-incoming", "defer");
+    }
+    if matches!(origin, Origin::Fork { .. }) {
+        args.add("-global", "migration.send-configuration=off");
     }
     args.0
 }
@@ -163,7 +167,7 @@ fn memory(machine: &Machine, origin: &Origin<'_>) -> String {
                 ram.as_raw_fd()
             )
         }
-        Origin::Restore { ram, .. } => {
+        Origin::Restore { ram, .. } | Origin::Fork { ram, .. } => {
             let fd = ram.as_raw_fd();
             format!(
                 "memory-backend-file,id=ram,size={size}M,share=off,reserve=off,mem-path=/proc/self/fd/{fd}"

@@ -46,9 +46,10 @@ pub(super) fn of(qemu: &Qemu, machine: &Machine, origin: &Origin<'_>) -> Grants 
             grants.largest_file = machine.memory.bytes().max(MAX_STATE);
             false
         }
-        // QEMU opens it for writing, although it maps it privately.
-        Origin::Restore { ram, .. } => {
+        // QEMU opens it for writing, although it maps it privately. It can be saved again.
+        Origin::Restore { ram, .. } | Origin::Fork { ram, .. } => {
             grants.write.push(opened(ram));
+            grants.largest_file = MAX_STATE;
             false
         }
     };

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::args::{self, Descriptors};
+use super::control::{Control, Memory};
 use super::grants;
 use super::qmp::Connection;
 use super::{Origin, PROGRAM, Platform, Qemu};
@@ -19,7 +20,7 @@ use crate::vm::{Sockets, Vm, VmmProcess};
 
 /// How long QEMU may take over anything. It takes milliseconds; a host under heavy
 /// load may need seconds, and one where this passes is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A QEMU process under control.
 #[derive(Debug)]
@@ -49,7 +50,9 @@ pub(super) fn launch(
     let files: &[&File] = match origin {
         Origin::Cold => &[],
         Origin::Template { ram } => &[ram],
-        Origin::Restore { ram, state } | Origin::Variant { ram, state } => &[ram, state],
+        Origin::Restore { ram, state }
+        | Origin::Fork { ram, state }
+        | Origin::Variant { ram, state } => &[ram, state],
     };
     let mut inherit = fds.ports.clone();
     inherit.push(fds.control);
@@ -94,8 +97,10 @@ impl Launched {
         self.sockets.ports.first().map(|(_, stream)| stream)
     }
 
-    /// Lets go of the control connection.
-    pub(super) fn into_vm(self, isolation: Isolation) -> Vm {
-        Vm::new(self.process, self.sockets, EngineKind::Qemu, isolation)
+    /// Makes a machine of it, which `memory` says how to save.
+    pub(super) fn into_vm(self, isolation: Isolation, memory: Option<Memory>) -> Vm {
+        let control = Control::new(self.qmp, memory);
+        let vm = Vm::new(self.process, self.sockets, EngineKind::Qemu, isolation);
+        vm.controlled(control)
     }
 }

@@ -2,8 +2,8 @@
 //! with TCG, QEMU's translator, elsewhere.
 //!
 //! [`args`] turns a machine into options, [`launch`] spawns the process with its
-//! inherited sockets, [`qmp`] speaks the control protocol. The control connection is
-//! closed once a machine runs: nobody would read the events a guest can cause.
+//! inherited sockets, [`qmp`] speaks the control protocol, [`control`] is what can be done
+//! with a machine that runs.
 
 use std::env;
 use std::ffi::OsStr;
@@ -23,12 +23,14 @@ use crate::machine::Machine;
 use crate::vm::Vm;
 
 mod args;
+mod control;
 mod detach;
 mod grants;
 mod launch;
 pub(crate) mod qmp;
 
 pub(crate) use args::layout;
+pub(crate) use control::{Control, Memory};
 pub(crate) use launch::Launched;
 
 use qmp::Connection;
@@ -58,6 +60,13 @@ pub(crate) enum Origin<'a> {
         /// The template's memory, mapped copy-on-write.
         ram: &'a File,
         /// The template's device state.
+        state: &'a File,
+    },
+    /// Goes on where a running machine was saved.
+    Fork {
+        /// The machine's memory, mapped copy-on-write.
+        ram: &'a File,
+        /// Its device state, without a header that says what else is in it.
         state: &'a File,
     },
     /// Goes on where a template was saved, to be saved again: what it changes of its
@@ -151,7 +160,7 @@ impl Qemu {
             &Origin::Cold,
         )?;
         launched.control(wait_until_running)?;
-        Ok(launched.into_vm(self.isolation))
+        Ok(launched.into_vm(self.isolation, None))
     }
 
     /// Boots a machine in the memory file `ram`, with placeholders for disks.
@@ -220,12 +229,15 @@ impl Qemu {
         &self,
         machine: &Machine,
         platform: &Platform,
-        ram: &File,
-        state: &File,
+        origin: &Origin<'_>,
+        kind: &str,
     ) -> Result<Vm, Error> {
-        let origin = Origin::Restore { ram, state };
-        let launched = self.resume(machine, platform, &origin, state)?;
-        Ok(launched.into_vm(self.isolation))
+        let (Origin::Restore { ram, state } | Origin::Fork { ram, state }) = origin else {
+            return self.boot(machine);
+        };
+        let launched = self.resume(machine, platform, origin, state)?;
+        let memory = Memory::new(ram, machine, kind)?;
+        Ok(launched.into_vm(self.isolation, Some(memory)))
     }
 
     /// Starts a copy of a saved machine that changes the file `ram`, itself a copy of

@@ -140,6 +140,34 @@ impl Connection {
         })
     }
 
+    /// Gives what follows until `deadline`.
+    pub(crate) fn renew(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    /// Drops the messages that have come in: events that nobody waits for.
+    pub(crate) fn drain(&mut self) -> Result<(), ControlError> {
+        let closed = ControlError::Closed {
+            waiting_for: "a command",
+        };
+        loop {
+            while self.lines.next_message()?.is_some() {}
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(closed),
+                Ok(count) => self.lines.push(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => return Err(closed),
+            }
+        }
+    }
+
+    /// The socket, to be watched for messages.
+    pub(crate) fn socket(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// Writes a command and does not wait for its reply.
     pub(crate) fn send(
         &mut self,

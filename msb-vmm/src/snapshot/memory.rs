@@ -1,0 +1,271 @@
+//! Saving the memory of a running machine, which it has mapped copy-on-write.
+//!
+//! What the machine has not changed is in the file that it has mapped. What it has
+//! changed is in memory of its process: `/proc/PID/pagemap` says which pages those are, and
+//! `/proc/PID/mem` has their content. So saving costs what was changed, and what was not
+//! changed is shared with the file where the file system can.
+//!
+//! The process may have been taken over. It can make what is saved wrong, which it could by
+//! changing its memory, too; it cannot make it larger than the machine.
+//!
+//! Read: the kernel's `Documentation/admin-guide/mm/pagemap.rst`.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::template::copy;
+
+/// Bits of an entry of `pagemap`.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+/// The page is the file's, or else the process's own.
+const OF_FILE: u64 = 1 << 61;
+
+/// How much is read at once.
+const CHUNK: usize = 1 << 20;
+
+/// Entries of `pagemap` that are read at once.
+const ENTRIES: usize = 8192;
+
+/// The most of `maps` that is read: a VMM has some hundred mappings.
+const MAX_MAPS: u64 = 4 << 20;
+
+/// A part of the file, and where the process has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapping {
+    address: u64,
+    offset: u64,
+    length: u64,
+}
+
+/// Writes the memory of the process `pid`, which has all of `base` mapped copy-on-write,
+/// to `to`: an empty file that is as long. The process does not run meanwhile.
+pub(super) fn save(pid: Pid, base: &File, to: &File) -> io::Result<()> {
+    let page = rustix::param::page_size();
+    let size = base.metadata()?.len();
+    let proc = |name: &str| File::open(format!("/proc/{}/{name}", pid.as_raw_nonzero()));
+    let mappings = mappings(proc("maps")?, base.metadata()?.ino())?;
+    check(&mappings, size)?;
+    let pages = usize::try_from(size).unwrap_or(usize::MAX).div_ceil(page);
+    let mut changed = vec![false; pages];
+    let pagemap = proc("pagemap")?;
+    for mapping in &mappings {
+        find_changed(&pagemap, mapping, page, &mut changed)?;
+    }
+    // What the new file shares with the old one has to be overwritten also by zeros.
+    let shared = ioctl_ficlone(to, base).is_ok();
+    if !shared {
+        copy_unchanged(base, to, page, &changed)?;
+    }
+    let mem = proc("mem")?;
+    let mut buffer = vec![0; CHUNK];
+    for mapping in &mappings {
+        let first = index(mapping.offset, page);
+        let last = first + index(mapping.length, page);
+        for (start, end) in runs(&changed[first..last]) {
+            let place = Place {
+                address: mapping.address + (start * page) as u64,
+                offset: mapping.offset + (start * page) as u64,
+                length: (end - start) * page,
+            };
+            copy_changed(&mem, to, &place, page, shared, &mut buffer)?;
+        }
+    }
+    Ok(())
+}
+
+fn index(bytes: u64, page: usize) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX) / page
+}
+
+/// Finds the mappings of the file `inode`. Its device is named differently here and there on
+/// some file systems; that the mappings are all of a file of that size is checked later.
+fn mappings(maps: impl Read, inode: u64) -> io::Result<Vec<Mapping>> {
+    let mut found = Vec::new();
+    for line in BufReader::new(maps.take(MAX_MAPS)).lines() {
+        let line = line?;
+        let mut fields = line.split_ascii_whitespace();
+        let mut next = || fields.next().unwrap_or_default();
+        let (range, access, offset, _device, file) = (next(), next(), next(), next(), next());
+        if !access.ends_with('p') || file.parse() != Ok(inode) {
+            continue;
+        }
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let range = range.split_once('-');
+        let range = range.and_then(|(start, end)| Some((hex(start)?, hex(end)?)));
+        let (Some((start, end)), Some(offset)) = (range, hex(offset)) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        found.push(Mapping {
+            address: start,
+            offset,
+            length: end.saturating_sub(start),
+        });
+    }
+    found.sort_by_key(|mapping| mapping.offset);
+    Ok(found)
+}
+
+/// Checks that the mappings are one file of `size` bytes without gap or overlap.
+fn check(mappings: &[Mapping], size: u64) -> io::Result<()> {
+    let mut end = 0;
+    for mapping in mappings {
+        if mapping.offset != end {
+            break;
+        }
+        end = end.saturating_add(mapping.length);
+    }
+    let whole = end == size && mappings.iter().all(|mapping| mapping.offset < size);
+    whole
+        .then_some(())
+        .ok_or_else(|| io::Error::other("the machine's memory is not where it was put"))
+}
+
+/// Marks the pages of a mapping that are the process's own.
+fn find_changed(
+    pagemap: &File,
+    mapping: &Mapping,
+    page: usize,
+    changed: &mut [bool],
+) -> io::Result<()> {
+    let mut bytes = vec![0; ENTRIES * 8];
+    let first = index(mapping.offset, page);
+    let count = index(mapping.length, page);
+    let mut at = index(mapping.address, page) as u64 * 8;
+    for places in changed[first..first + count].chunks_mut(ENTRIES) {
+        let entries = &mut bytes[..places.len() * 8];
+        pagemap.read_exact_at(entries, at)?;
+        at += entries.len() as u64;
+        for (place, entry) in places.iter_mut().zip(entries.chunks_exact(8)) {
+            let entry = u64::from_ne_bytes(entry.try_into().unwrap_or_default());
+            *place = entry & OF_FILE == 0 && entry & (PRESENT | SWAPPED) != 0;
+        }
+    }
+    Ok(())
+}
+
+/// The ranges of pages that are marked.
+fn runs(changed: &[bool]) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at + changed[at..].iter().position(|changed| *changed)?;
+        let length = changed[start..].iter().position(|changed| !*changed);
+        at = length.map_or(changed.len(), |length| start + length);
+        Some((start, at))
+    })
+}
+
+/// Copies the content of `base` but for what was changed. Holes stay holes.
+fn copy_unchanged(base: &File, to: &File, page: usize, changed: &[bool]) -> io::Result<()> {
+    let mut end = 0;
+    loop {
+        let start = match seek(base, SeekFrom::Data(end)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        end = seek(base, SeekFrom::Hole(start))?;
+        let first = index(start, page);
+        let last = index(end.next_multiple_of(page as u64), page).min(changed.len());
+        let kept: Vec<bool> = changed[first..last]
+            .iter()
+            .map(|changed| !changed)
+            .collect();
+        for (from, until) in runs(&kept) {
+            let at = ((first + from) * page) as u64;
+            let until = ((first + until) * page) as u64;
+            copy::copy(base, to, at, until.min(end))?;
+        }
+    }
+}
+
+struct Place {
+    address: u64,
+    offset: u64,
+    length: usize,
+}
+
+/// Copies pages of the process. Zeros are left out, unless something else is there.
+fn copy_changed(
+    mem: &File,
+    to: &File,
+    place: &Place,
+    page: usize,
+    over: bool,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let zeros = vec![0; page];
+    let mut done = 0;
+    while done < place.length {
+        let length = (place.length - done).min(buffer.len());
+        let chunk = &mut buffer[..length];
+        mem.read_exact_at(chunk, place.address + done as u64)?;
+        let at = place.offset + done as u64;
+        if over {
+            to.write_all_at(chunk, at)?;
+        } else {
+            let full: Vec<bool> = chunk.chunks(page).map(|page| page != zeros).collect();
+            for (start, end) in runs(&full) {
+                let (start, end) = (start * page, end * page);
+                to.write_all_at(&chunk[start..end], at + start as u64)?;
+            }
+        }
+        done += length;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_found_by_their_file() {
+        let maps = "7f00-8000 rw-p 00000000 fe:00 77 /a b\n\
+                    8000-9000 rw-s 00000000 fe:00 42 /ram\n\
+                    20000-30000 rw-p 00010000 00:2d 42 /ram (deleted)\n\
+                    10000-20000 rw-p 00000000 00:2d 42 /ram\n";
+        let found = mappings(maps.as_bytes(), 42).unwrap();
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].address, 0x10000);
+        assert!(check(&found, 0x20000).is_ok());
+        for size in [0x10000, 0x1ffff, 0x20001, 0x30000] {
+            assert!(check(&found, size).is_err(), "{size:#x}");
+        }
+        assert!(check(&[found[0], found[0]], 0x20000).is_err());
+        assert!(mappings(&b"nonsense rw-p 0 0:0 42 x\n"[..], 42).is_err());
+    }
+
+    #[test]
+    fn runs_are_what_is_marked() {
+        let marked = |text: &str| text.bytes().map(|c| c == b'x').collect::<Vec<_>>();
+        let all = |text| runs(&marked(text)).collect::<Vec<_>>();
+        assert_eq!(all(""), []);
+        assert_eq!(all("..."), []);
+        assert_eq!(all("xx.x..x"), [(0, 2), (3, 4), (6, 7)]);
+    }
+
+    #[test]
+    fn what_was_changed_is_left_out() {
+        let page = 4096;
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.write_all_at(&[7; 4 * 4096], 0).unwrap();
+        from.write_all_at(&[8; 4096], 8 * 4096).unwrap();
+        let mut changed = vec![false; 16];
+        (changed[1], changed[8]) = (true, true);
+        for file in [&from, &to] {
+            file.set_len(16 * 4096).unwrap();
+        }
+        copy_unchanged(&from, &to, page, &changed).unwrap();
+        let mut first = [0; 1];
+        for (at, content) in [(0, 7), (1, 0), (2, 7), (3, 7), (8, 0), (9, 0)] {
+            to.read_exact_at(&mut first, at * 4096).unwrap();
+            assert_eq!(first[0], content, "{at}");
+        }
+    }
+}
