@@ -14,13 +14,16 @@
 
 mod boot;
 mod configure;
+mod connections;
 mod dial;
 mod disks;
 mod exec;
 mod file;
+mod freezer;
 mod identity;
 mod link;
 mod network;
+mod orphan;
 mod read_ahead;
 mod root;
 mod rtnetlink;
@@ -96,7 +99,7 @@ pub fn attached(socket: OwnedFd) -> io::Result<()> {
         network: None,
     };
     let world = World::new(&config, Devices::open()?);
-    let mut session = Session::new(Link::new(socket)?, world, false)?;
+    let mut session = Session::new(Link::new(socket)?, world, None)?;
     match session.run()? {
         End::Shutdown => session.farewell(&AgentMessage::ShutdownDone { clean: true }),
         End::HostGone => Ok(()),
@@ -105,14 +108,8 @@ pub fn attached(socket: OwnedFd) -> io::Result<()> {
 
 /// What PID 1 does. It ends with the guest, or in an error.
 fn init() -> io::Result<std::convert::Infallible> {
-    let Booted {
-        link,
-        world,
-        root,
-        // Kept: see there.
-        network: _network,
-    } = boot::boot()?;
-    let mut session = Session::new(link, world, true)?;
+    let Booted { link, world, guest } = boot::boot()?;
+    let mut session = Session::new(link, world, Some(guest))?;
     let host_gone = match session.run() {
         Ok(End::Shutdown) => false,
         Ok(End::HostGone) => true,
@@ -125,7 +122,7 @@ fn init() -> io::Result<std::convert::Infallible> {
         // Nobody is there to say so to, but the disk may be used again.
         session.abandon(ORPHAN_GRACE);
     }
-    let clean = root.unmount().is_ok();
+    let clean = session.unmount().is_ok();
     if !host_gone {
         // If it cannot be said, the end of the guest says it.
         let _ = session.farewell(&AgentMessage::ShutdownDone { clean });

@@ -84,6 +84,21 @@ pub enum HostMessage {
         /// their content is in the template's memory then.
         read_ahead: Vec<ByteString>,
     },
+    /// Hold all processes so that the guest can be saved: answered with
+    /// [`AgentMessage::Frozen`], behind which nothing is said until `Thaw` or `Become`.
+    /// The host says nothing but those and `SetClock` meanwhile.
+    Freeze,
+    /// Let all processes go on: answered with [`AgentMessage::Thawed`].
+    Thaw,
+    /// This is another guest than the one that was frozen: become it, without a stream, and
+    /// with all processes still held. Answered with [`AgentMessage::Configured`].
+    Become(Box<GuestConfig>),
+    /// Set the clock, which stood still while the guest was held: answered with
+    /// [`AgentMessage::ClockSet`].
+    SetClock {
+        /// The time now, in nanoseconds since the Unix epoch.
+        wall_clock_ns: u64,
+    },
 }
 
 /// What the agent says on the control stream, always as an answer.
@@ -113,6 +128,12 @@ pub enum AgentMessage {
         /// an error.
         clean: bool,
     },
+    /// All processes are held, and nothing that was said before is under way.
+    Frozen,
+    /// All processes go on.
+    Thawed,
+    /// The clock is set.
+    ClockSet,
 }
 
 /// Encodes a message.

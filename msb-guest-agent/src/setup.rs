@@ -72,11 +72,31 @@ pub fn mount_root<L: Read + Write>(
 /// # Errors
 /// [`Error::Setup`] with what went wrong in the guest, otherwise as [`hello`].
 pub fn configure<L: Read + Write>(link: &mut L, config: GuestConfig) -> Result<Configured, Error> {
+    identify(link, config, HostMessage::Configure)
+}
+
+/// Makes a guest that was saved while it was held another one, and checks that it is. Its
+/// processes are held until [`thaw`].
+///
+/// # Errors
+/// As [`configure`].
+pub fn become_other<L: Read + Write>(
+    link: &mut L,
+    config: GuestConfig,
+) -> Result<Configured, Error> {
+    identify(link, config, HostMessage::Become)
+}
+
+fn identify<L: Read + Write>(
+    link: &mut L,
+    config: GuestConfig,
+    request: fn(Box<GuestConfig>) -> HostMessage,
+) -> Result<Configured, Error> {
     let (hostname, machine_id) = (config.hostname.clone(), config.machine_id);
     let mac = config.network.as_ref().map(|network| network.mac);
-    let request = HostMessage::Configure(Box::new(config));
+    let request = request(Box::new(config));
     let AgentMessage::Configured(done) = exchange(link, &request, "configuring it")? else {
-        return Err(unexpected("another answer to Configure"));
+        return Err(unexpected("another answer than what it has become"));
     };
     let confirmed = done.entropy_bits >= 256
         && done.hostname == hostname
@@ -87,6 +107,17 @@ pub fn configure<L: Read + Write>(link: &mut L, config: GuestConfig) -> Result<C
         return Err(unexpected("the guest did not confirm its identity"));
     }
     Ok(*done)
+}
+
+/// Lets all processes of a guest go on that were held.
+///
+/// # Errors
+/// As [`hello`].
+pub fn thaw<L: Read + Write>(link: &mut L) -> Result<(), Error> {
+    match exchange(link, &HostMessage::Thaw, "letting its processes go on")? {
+        AgentMessage::Thawed => Ok(()),
+        _ => Err(unexpected("another answer to Thaw")),
+    }
 }
 
 fn exchange<L: Read + Write>(

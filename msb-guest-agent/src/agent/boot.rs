@@ -36,7 +36,13 @@ const UEVENT_GROUP: u32 = 1;
 pub(super) struct Booted {
     pub(super) link: Link,
     pub(super) world: World,
+    pub(super) guest: Guest,
+}
+
+/// What makes this guest a particular one, beside its world.
+pub(super) struct Guest {
     pub(super) root: Root,
+    /// Kept: see there.
     pub(super) network: Network,
 }
 
@@ -62,8 +68,10 @@ pub(super) fn boot() -> io::Result<Booted> {
                     return Ok(Booted {
                         link: setup.link,
                         world,
-                        root,
-                        network: setup.network,
+                        guest: Guest {
+                            root,
+                            network: setup.network,
+                        },
                     });
                 }
                 // The guest may be half made now: nothing but a new one helps.

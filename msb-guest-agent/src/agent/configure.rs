@@ -59,12 +59,11 @@ pub(super) fn configure(
         })?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|error| step("read the boot id", &error))?;
-    let uname = rustix::system::uname();
     let answer = Configured {
         entropy_bits: entropy.len() as u32 * 8,
         boot_id: boot_id.trim_end().into(),
         wall_clock_ns: read_clock(),
-        hostname: String::from_utf8_lossy(uname.nodename().to_bytes()).into_owned(),
+        hostname: hostname(),
         machine_id: config.machine_id,
         uid: user.uid,
         gid: user.gid,
@@ -76,7 +75,7 @@ pub(super) fn configure(
     Ok((answer, World::new(config, devices), root))
 }
 
-fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
+pub(super) fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
     let entropy = config.entropy.0.0.len();
     if !(Entropy::MIN..=Entropy::MAX).contains(&entropy) {
         return Err(invalid("entropy", "it has to have 32 to 512 bytes"));
@@ -103,6 +102,12 @@ fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
     Ok(())
 }
 
+/// The host name, as the kernel tells it.
+pub(super) fn hostname() -> String {
+    let uname = rustix::system::uname();
+    String::from_utf8_lossy(uname.nodename().to_bytes()).into_owned()
+}
+
 fn invalid(what: &str, reason: &str) -> SetupFailure {
     SetupFailure::Invalid {
         what: what.into(),
@@ -110,7 +115,7 @@ fn invalid(what: &str, reason: &str) -> SetupFailure {
     }
 }
 
-fn set_clock(ns: u64) -> io::Result<()> {
+pub(super) fn set_clock(ns: u64) -> io::Result<()> {
     let time = Timespec {
         tv_sec: (ns / 1_000_000_000) as i64,
         tv_nsec: (ns % 1_000_000_000) as i64,
@@ -118,7 +123,7 @@ fn set_clock(ns: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-fn read_clock() -> u64 {
+pub(super) fn read_clock() -> u64 {
     let now = clock_gettime(ClockId::Realtime);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

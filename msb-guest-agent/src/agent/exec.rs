@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::termios::{self, LocalModes, SpecialCodeIndex, Winsize};
 
+use super::orphan::Orphan;
 use super::sys;
 use super::world::World;
 use crate::endpoint::GuestEndpoint;
@@ -156,6 +157,13 @@ impl Exec {
             outputs,
             terminal,
         }
+    }
+
+    /// Leaves the command to itself, unless it has ended.
+    pub(super) fn into_orphan(self) -> Option<Orphan> {
+        let running = self.status.is_none();
+        let outputs = self.outputs.into_iter().map(|output| output.fd);
+        running.then(|| Orphan::new(self.input.fd.or(self.terminal), outputs))
     }
 
     pub(super) fn pid(&self) -> i32 {

@@ -163,6 +163,13 @@ impl Files {
         }
     }
 
+    /// The host has given all streams up, and does not want to hear of them.
+    pub(super) fn abandon_all(&mut self) {
+        for (_, shared) in std::mem::take(&mut self.streams) {
+            shared.cancel();
+        }
+    }
+
     /// Gives all streams up.
     pub(super) fn shut_down(&mut self, endpoint: &mut GuestEndpoint) {
         for (stream, shared) in std::mem::take(&mut self.streams) {

@@ -19,6 +19,10 @@ const HOSTS: &str = "hosts";
 /// Replaced, not written: in images it often is a link to what a service would make.
 const RESOLV_CONF: &str = "resolv.conf";
 
+/// The longest `hosts` that a name is looked for in: a list of blocked names can be longer,
+/// and a guest that becomes another does not wait for it.
+const MAX_HOSTS: u64 = 256 << 10;
+
 /// Files in `/etc` that are there already and wait for their content.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
@@ -79,6 +83,35 @@ impl Identity {
     }
 }
 
+/// Writes over what says whose root this is. In `hosts` that is one line, if it is still as
+/// it was written: the rest may be the user's.
+pub(super) fn rename(
+    config: &GuestConfig,
+    network: Files,
+    old_name: &str,
+    root: &Path,
+) -> io::Result<()> {
+    let hosts = root.join("etc").join(HOSTS);
+    let written = Identity::default().write(config, network, true, root);
+    let is_small = |file: &Metadata| file.is_file() && file.len() <= MAX_HOSTS;
+    if hosts.metadata().is_ok_and(|file| is_small(&file)) {
+        let old = own_line(old_name);
+        let text = fs::read_to_string(&hosts)?;
+        let renamed = text.split('\n').map(|line| match line {
+            line if line == old => own_line(&config.hostname),
+            line => line.to_owned(),
+        });
+        let renamed: Vec<String> = renamed.collect();
+        overwrite(&hosts, &renamed.join("\n"))?;
+    }
+    written
+}
+
+/// The line of `hosts` that has the guest's own name.
+fn own_line(name: &str) -> String {
+    format!("127.0.0.1\tlocalhost {name}")
+}
+
 /// Writes a file of an image, if that has a place for it.
 fn write_through(etc: &Path, name: &str, content: &str) -> io::Result<()> {
     if !etc.is_dir() {
@@ -94,15 +127,15 @@ fn write_through(etc: &Path, name: &str, content: &str) -> io::Result<()> {
 /// The files by their names.
 fn contents(config: &GuestConfig, network: Files, resumed: bool) -> Vec<(&'static str, String)> {
     let id = config.machine_id.iter().map(|byte| format!("{byte:02x}"));
-    let name = &config.hostname;
     let mut files = vec![
         (MACHINE_ID, id.collect::<String>() + "\n"),
-        (HOSTNAME, format!("{name}\n")),
+        (HOSTNAME, format!("{}\n", config.hostname)),
     ];
     if !resumed {
         let hosts = format!(
-            "127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
-             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+            "{}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+            own_line(&config.hostname)
         );
         files.push((HOSTS, hosts + &network.hosts));
     }
@@ -242,6 +275,34 @@ mod tests {
         let made: Vec<_> = identity.files.iter().map(|(name, _)| *name).collect();
         assert_eq!(made, [HOSTNAME, RESOLV_CONF]);
         assert!(!upper.join("etc/hosts").is_symlink());
+    }
+
+    #[test]
+    fn another_guest_takes_over_its_own_line_only() {
+        let place = Place::new("rename");
+        let etc = place.0.join("etc");
+        fs::create_dir(&etc).unwrap();
+        let before = "127.0.0.1\tlocalhost old\n10.0.0.1\told old-db\n# old\n";
+        fs::write(etc.join("hosts"), before).unwrap();
+        for name in ["machine-id", "hostname", "resolv.conf"] {
+            fs::write(
+                etc.join(name),
+                "a longer old text than any new one, for sure",
+            )
+            .unwrap();
+        }
+        rename(&config(), network(), "old", &place.0).unwrap();
+        assert_eq!(
+            place.read("etc/hosts"),
+            "127.0.0.1\tlocalhost box\n10.0.0.1\told old-db\n# old\n"
+        );
+        assert_eq!(place.read("etc/hostname"), "box\n");
+        assert_eq!(place.read("etc/machine-id"), "ab".repeat(16) + "\n");
+        assert!(!place.read("etc/resolv.conf").contains("longer"));
+        // An image without the file does not get one.
+        fs::remove_file(etc.join("hosts")).unwrap();
+        rename(&config(), network(), "old", &place.0).unwrap();
+        assert!(!etc.join("hosts").exists());
     }
 
     /// A directory, and a link to where nothing can be: neither keeps the resolvers away.

@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use rustix::thread::Timespec;
@@ -78,6 +79,14 @@ impl Network {
                 .take_up(spec.mac)
                 .map_err(failed("set the network card's address"));
         }
+        if let (Some(card), Some(spec)) = (&mut self.up, spec)
+            && let Some(settings) = spec.settings()
+            && card.differs_in_addresses(&settings)
+        {
+            check(&settings)?;
+            let moved = card.move_to(spec, settings);
+            return moved.map_err(failed("give the network card other addresses"));
+        }
         if let Some(card) = self.up.take() {
             take_down(&card).map_err(failed("take down the network card"))?;
         }
@@ -99,6 +108,12 @@ impl Network {
             .map_err(failed("set the network card's address"))
     }
 
+    /// The addresses of the card.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let addresses = self.up.iter().flat_map(|card| &card.settings.addresses);
+        addresses.map(|own| own.address).collect()
+    }
+
     /// What it adds to files; nothing without a card.
     pub(super) fn files(&self) -> Files {
         self.up
@@ -113,6 +128,38 @@ impl Card {
             self.set_mac(mac)?;
             self.spec.mac = mac;
         }
+        Ok(())
+    }
+
+    /// Whether other addresses are all that makes a card with `settings` of this one.
+    fn differs_in_addresses(&self, settings: &NetworkSettings) -> bool {
+        let addresses = self.settings.addresses.clone();
+        self.settings
+            == NetworkSettings {
+                addresses,
+                ..settings.clone()
+            }
+    }
+
+    /// Takes up other addresses. The card stays up meanwhile: to take it down and up is many
+    /// times the work.
+    fn move_to(&mut self, spec: &NetworkSpec, settings: NetworkSettings) -> io::Result<()> {
+        let (old, new) = (&self.settings.addresses, &settings.addresses);
+        for gone in old.iter().filter(|own| !new.contains(own)) {
+            self.tables
+                .remove_address(self.index, gone.address, gone.prefix)?;
+        }
+        for own in new.iter().filter(|own| !old.contains(own)) {
+            self.tables
+                .add_address(self.index, own.address, own.prefix)?;
+        }
+        // A family's routes go with its last address.
+        for &gateway in &settings.gateways {
+            self.tables.add_default_route(self.index, gateway)?;
+        }
+        self.settings = settings;
+        self.take_up(spec.mac)?;
+        self.spec = spec.clone();
         Ok(())
     }
 

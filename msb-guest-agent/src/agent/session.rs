@@ -5,6 +5,8 @@
 //! credit and the link takes what was read before, input is bounded by the
 //! window. At rest the loop sits in `poll` without a timeout.
 
+mod hold;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,10 +16,12 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
+use super::boot::Guest;
 use super::dial::Dial;
 use super::exec::Exec;
 use super::file::Files;
 use super::link::Link;
+use super::orphan::Orphan;
 use super::sys;
 use super::world::World;
 use crate::endpoint::{GuestEndpoint, GuestEvent};
@@ -63,14 +67,19 @@ pub(super) struct Session {
     children: OwnedFd,
     syncs: Syncs,
     stopping: Option<Stopping>,
-    /// Signals go to everybody, as only PID 1 may do.
-    is_init: bool,
+    /// Commands that a guest has started which this one once was.
+    orphans: Vec<Orphan>,
+    /// Everybody is to be held.
+    freezing: bool,
+    /// Who this guest is. With it, signals go to everybody, as only PID 1 may do.
+    guest: Option<Guest>,
 }
 
 /// `sync` can take seconds, so it runs on a thread of its own.
 struct Syncs {
     done: OwnedFd,
-    running: Vec<u64>,
+    /// Who is told when the one that runs is done.
+    running: Option<Vec<u64>>,
     waiting: Vec<u64>,
 }
 
@@ -89,10 +98,12 @@ enum Source {
     Input(StreamId),
     Output(StreamId, Channel),
     Dial(StreamId),
+    /// An orphan, and which of its outputs.
+    Orphan(usize, usize),
 }
 
 impl Session {
-    pub(super) fn new(link: Link, world: World, is_init: bool) -> io::Result<Session> {
+    pub(super) fn new(link: Link, world: World, guest: Option<Guest>) -> io::Result<Session> {
         Ok(Session {
             link,
             endpoint: GuestEndpoint::new(),
@@ -104,11 +115,13 @@ impl Session {
             children: sys::child_signals()?,
             syncs: Syncs {
                 done: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-                running: Vec::new(),
+                running: None,
                 waiting: Vec::new(),
             },
             stopping: None,
-            is_init,
+            orphans: Vec::new(),
+            freezing: false,
+            guest,
         })
     }
 
@@ -119,6 +132,9 @@ impl Session {
     pub(super) fn run(&mut self) -> io::Result<End> {
         let mut buffer = vec![0; BUFFER];
         loop {
+            if std::mem::take(&mut self.freezing) && !self.hold(&mut buffer)? {
+                return Ok(End::HostGone);
+            }
             self.files.turn(&mut self.endpoint, MAX_OUTPUT);
             if !self.flush()? {
                 return Ok(End::HostGone);
@@ -144,8 +160,12 @@ impl Session {
                     }
                     Source::Output(stream, channel) => self.pump(stream, channel, &mut buffer),
                     Source::Dial(stream) => self.turn(stream, &mut buffer),
+                    Source::Orphan(place, output) => {
+                        self.orphans[place].drain(output, &mut buffer);
+                    }
                 }
             }
+            self.orphans.retain(|orphan| !orphan.is_over());
         }
     }
 
@@ -203,6 +223,12 @@ impl Session {
                 fds.push(PollFd::from_borrowed_fd(fd, flags));
             }
         }
+        for (place, orphan) in self.orphans.iter().enumerate() {
+            for (output, fd) in orphan.outputs() {
+                sources.push(Source::Orphan(place, output));
+                fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            }
+        }
         sources.push(Source::Children);
         fds.push(PollFd::new(&self.children, PollFlags::IN));
 
@@ -221,13 +247,15 @@ impl Session {
             return Ok(false);
         };
         self.endpoint.handle_input(bytes);
-        loop {
-            let event = self.endpoint.poll_event();
-            match event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
-                Some(event) => self.handle(event),
-                None => return Ok(true),
-            }
+        while let Some(event) = self.next_event()? {
+            self.handle(event);
         }
+        Ok(true)
+    }
+
+    fn next_event(&mut self) -> io::Result<Option<GuestEvent>> {
+        let event = self.endpoint.poll_event();
+        event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     fn handle(&mut self, event: GuestEvent) {
@@ -311,6 +339,11 @@ impl Session {
         let answer = match *message {
             HostMessage::Ping { token } => AgentMessage::Pong { token },
             HostMessage::Sync { token } => return self.sync(token),
+            HostMessage::SetClock { wall_clock_ns } => hold::set_clock(wall_clock_ns),
+            HostMessage::Freeze => {
+                self.freezing = true;
+                return;
+            }
             HostMessage::Shutdown { grace_ms } => {
                 return self.shut_down(Duration::from_millis(grace_ms.into()));
             }
@@ -376,7 +409,7 @@ impl Session {
 
     fn start_sync(&mut self) {
         let syncs = &mut self.syncs;
-        if !syncs.running.is_empty() || syncs.waiting.is_empty() {
+        if syncs.running.is_some() || syncs.waiting.is_empty() {
             return;
         }
         let Ok(done) = syncs.done.try_clone() else {
@@ -391,7 +424,7 @@ impl Session {
             .spawn(work)
             .is_ok()
         {
-            syncs.running = std::mem::take(&mut syncs.waiting);
+            syncs.running = Some(std::mem::take(&mut syncs.waiting));
         } else {
             rustix::fs::sync();
             for token in std::mem::take(&mut syncs.waiting) {
@@ -403,10 +436,17 @@ impl Session {
     fn synced(&mut self) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.syncs.done, &mut count);
-        for token in std::mem::take(&mut self.syncs.running) {
+        for token in self.syncs.running.take().unwrap_or_default() {
             self.endpoint.control(&AgentMessage::Synced { token });
         }
         self.start_sync();
+    }
+
+    /// Unmounts the guest's root.
+    pub(super) fn unmount(&self) -> io::Result<()> {
+        self.guest
+            .as_ref()
+            .map_or(Ok(()), |guest| guest.root.unmount())
     }
 
     /// Asks all processes to end. Said again, it can only make less of their time.
@@ -462,7 +502,7 @@ impl Session {
     }
 
     fn signal_all(&self, signal: Signal) {
-        if self.is_init {
+        if self.guest.is_some() {
             let _ = sys::kill(-1, i32::from(signal.number()));
         } else {
             for exec in self.execs.values() {

@@ -11,7 +11,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 
 use rustix::fs::{Mode, OFlags};
@@ -45,6 +45,9 @@ pub(super) struct Devices {
     pub(super) null: OwnedFd,
     /// The directory that `ptmx` is opened in.
     pub(super) pts: OwnedFd,
+    /// The root of the cgroups, where there is one.
+    cgroups: Option<OwnedFd>,
+    proc: Option<OwnedFd>,
 }
 
 impl Devices {
@@ -54,7 +57,21 @@ impl Devices {
             random: open("/dev/random", OFlags::WRONLY)?,
             null: open("/dev/null", OFlags::RDWR)?,
             pts: open("/dev/pts", OFlags::PATH | OFlags::DIRECTORY)?,
+            cgroups: open("/sys/fs/cgroup", OFlags::RDONLY | OFlags::DIRECTORY).ok(),
+            proc: open("/proc", OFlags::PATH | OFlags::DIRECTORY).ok(),
         })
+    }
+
+    pub(super) fn random(&self) -> BorrowedFd<'_> {
+        self.random.as_fd()
+    }
+
+    pub(super) fn cgroups(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroups.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(super) fn proc(&self) -> Option<BorrowedFd<'_>> {
+        self.proc.as_ref().map(AsFd::as_fd)
     }
 }
 

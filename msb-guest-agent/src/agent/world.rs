@@ -38,6 +38,19 @@ impl World {
         }
     }
 
+    /// The kernel's files.
+    pub(super) fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The defaults are those of another guest from here on.
+    pub(super) fn become_other(&mut self, config: &GuestConfig) {
+        self.env.clone_from(&config.env);
+        self.hostname.clone_from(&config.hostname);
+        self.user.clone_from(&config.user);
+        self.workdir = config.workdir.clone().unwrap_or_else(|| "/".into());
+    }
+
     /// A descriptor that reads as empty.
     pub(super) fn null(&self) -> BorrowedFd<'_> {
         self.devices.null.as_fd()

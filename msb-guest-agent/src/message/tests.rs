@@ -98,6 +98,16 @@ fn host_messages() {
     pin(HostMessage::Ping { token: 128 }, "03 8001");
     pin(HostMessage::Sync { token: 1 }, "04 01");
     pin(HostMessage::Shutdown { grace_ms: 1000 }, "05 e807");
+    pin(HostMessage::Freeze, "07");
+    pin(HostMessage::Thaw, "08");
+    let other = configure(Upper::Tmpfs { size: None });
+    let HostMessage::Configure(other) = other else {
+        unreachable!("it was made so")
+    };
+    let tail = &format!("{head} 00 00 {tail}")[2..];
+    pin(HostMessage::Become(other), &format!("09{tail}"));
+    let wall_clock_ns = 128;
+    pin(HostMessage::SetClock { wall_clock_ns }, "0a 8001");
 }
 
 #[test]
@@ -153,6 +163,9 @@ fn agent_messages() {
     pin(AgentMessage::Pong { token: 7 }, "04 07");
     pin(AgentMessage::Synced { token: 7 }, "05 07");
     pin(AgentMessage::ShutdownDone { clean: true }, "06 01");
+    pin(AgentMessage::Frozen, "07");
+    pin(AgentMessage::Thawed, "08");
+    pin(AgentMessage::ClockSet, "09");
 }
 
 #[test]
