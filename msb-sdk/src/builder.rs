@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::home::{GuestBundle, Home};
 use crate::image::Images;
 use crate::link::Link;
+use crate::machine::Source;
 use crate::network::{NetworkLimits, NetworkPolicy};
 use crate::patch::Patch;
 use crate::progress::Progress;
@@ -257,6 +258,7 @@ impl SandboxBuilder {
             image,
             attached,
             fresh: true,
+            source: None,
         };
         start.run(dir, &*progress)
     }
@@ -271,10 +273,13 @@ pub(crate) struct Start {
     pub(crate) attached: bool,
     /// Whether it has never run.
     pub(crate) fresh: bool,
+    /// The snapshot that it goes on from.
+    pub(crate) source: Option<Source>,
 }
 
 /// A sandbox that runs, before anything of this process looks after it.
 pub(crate) struct Started {
+    pub(crate) home: Home,
     pub(crate) spec: SandboxSpec,
     pub(crate) image: Image,
     pub(crate) socket: UnixStream,
@@ -293,6 +298,7 @@ impl Started {
             let _ = control::adopt(&mut self.socket);
         }
         Ok(Sandbox {
+            home: self.home,
             spec: self.spec,
             image: self.image,
             link: Link::start(self.socket)?,
@@ -321,6 +327,7 @@ impl Start {
             attached: self.attached,
             keep: self.record.keep,
             fresh: self.fresh,
+            source: self.source,
         };
         let mut socket = supervisor::spawn(&dir, self.attached)?;
         let started = control::send_launch(&mut socket, &launch)
@@ -328,6 +335,7 @@ impl Start {
             .and_then(|()| await_ready(&mut socket, progress));
         match started {
             Ok(ready) => Ok(Started {
+                home: self.home,
                 spec: self.record.spec,
                 image: self.image,
                 socket,
@@ -408,6 +416,7 @@ pub(crate) fn await_ready(
                 }
                 FromSupervisor::Network { .. }
                 | FromSupervisor::Ports(_)
+                | FromSupervisor::Machine(_)
                 | FromSupervisor::Ended { .. } => {
                     return Err(protocol());
                 }

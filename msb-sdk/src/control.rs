@@ -19,6 +19,7 @@ use msb_guest_agent::wire::{Frame, Kind, StreamId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::{MachineAnswer, MachineRequest, Source};
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 use crate::progress::VmStep;
 use crate::spec::SandboxSpec;
@@ -37,6 +38,8 @@ pub(crate) enum ToSupervisor {
     WatchNetwork,
     /// Offer ports of the guest on the host, or no longer. Each is answered, in order.
     Ports(PortRequest),
+    /// Do something with the machine. Each is answered, in order.
+    Machine(MachineRequest),
 }
 
 /// What to start: everything the supervisor needs to know.
@@ -54,6 +57,8 @@ pub(crate) struct Launch {
     pub(crate) keep: bool,
     /// Whether it has never run: if it does not start, nothing of it stays.
     pub(crate) fresh: bool,
+    /// The snapshot that it goes on from, instead of starting from its image.
+    pub(crate) source: Option<Source>,
 }
 
 /// From the supervisor to the SDK.
@@ -72,6 +77,8 @@ pub(crate) enum FromSupervisor {
     Network { line: String },
     /// What came of the next request about ports.
     Ports(PortAnswer),
+    /// What came of the next request about the machine.
+    Machine(MachineAnswer),
     /// The sandbox has ended and is cleaned up. Nothing follows.
     Ended {
         /// Why, in words.
@@ -204,6 +211,7 @@ mod tests {
             attached: true,
             keep: false,
             fresh: true,
+            source: None,
         };
         let mut sent = Vec::new();
         send_launch(&mut sent, &launch).expect("send");

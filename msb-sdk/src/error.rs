@@ -172,6 +172,15 @@ pub enum Error {
         hint: Option<String>,
     },
 
+    /// Something could not be done with the sandbox's machine, or with a snapshot.
+    #[error("{reason}")]
+    Machine {
+        /// Why.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+
     /// Something on this host listens on the port.
     #[error("cannot publish port {} on {}: something on this host uses it", host.port(), host.ip())]
     PortTaken {
@@ -267,7 +276,9 @@ impl Error {
             Self::NoGuest { .. } => {
                 "run `cargo xtask guest`, or set MSB_GUEST to the folder that holds vmlinux"
             }
-            Self::Start { hint, .. } | Self::Port { hint, .. } => return hint.clone(),
+            Self::Start { hint, .. } | Self::Machine { hint, .. } | Self::Port { hint, .. } => {
+                return hint.clone();
+            }
             Self::PortTaken { .. } => "name another port, or 0 for any that is free",
             Self::NotPublished { .. } => "Sandbox::ports tells which are",
             Self::Image(error) => return error.hint(),
@@ -348,6 +359,20 @@ fn list(paths: &[PathBuf]) -> String {
         .map(|path| path.display().to_string())
         .collect();
     shown.join(", ")
+}
+
+/// An error with its causes, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

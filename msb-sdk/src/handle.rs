@@ -82,6 +82,8 @@ pub enum Status {
     Starting,
     /// Programs can be run in it.
     Running,
+    /// It is held: nothing is executed in it until it is resumed.
+    Paused,
     /// It is being shut down.
     Stopping,
     /// It does not run.
@@ -95,6 +97,7 @@ impl std::fmt::Display for Status {
         f.pad(match self {
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Unreadable => "unreadable",
@@ -189,6 +192,7 @@ impl SandboxStatus {
             Some(state) => match state.phase {
                 Phase::Starting | Phase::Stopped => Status::Starting,
                 Phase::Running => Status::Running,
+                Phase::Paused => Status::Paused,
                 Phase::Stopping => Status::Stopping,
             },
         };
@@ -202,7 +206,9 @@ impl SandboxStatus {
             at: time(end.at),
         });
         if in_use {
-            if let (Phase::Running | Phase::Stopping, Some(ready)) = (state.phase, state.ready) {
+            if let (Phase::Running | Phase::Paused | Phase::Stopping, Some(ready)) =
+                (state.phase, state.ready)
+            {
                 self.pids = Some((state.pid, ready.vmm_pid));
                 self.engine = Some(ready.engine);
                 self.ports = ready.ports;
@@ -283,6 +289,7 @@ impl SandboxHandle {
         let started = move || {
             let reached = this.reach()?;
             Ok(Started {
+                home: this.home.clone(),
                 image: this.image(&reached.record)?,
                 spec: reached.record.spec,
                 socket: reached.socket,
@@ -357,6 +364,7 @@ impl SandboxHandle {
             image,
             attached: false,
             fresh: false,
+            source: None,
         };
         start.run(dir, &|_| {})
     }

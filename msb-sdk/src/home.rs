@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use msb_oci::{Holders, Store};
 
 use crate::error::Error;
-use crate::record;
+use crate::{record, snapshot};
 
 /// The folder that holds images, templates and sandboxes.
 ///
 /// Its layout: `blobs/` and `images/` belong to the image store, `templates/` to
-/// the virtual machine monitor, `sandboxes/NAME/` to one sandbox each.
+/// the virtual machine monitor, `snapshots/NAME/` is a sandbox that was saved,
+/// `sandboxes/NAME/` belongs to one sandbox each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home {
     root: PathBuf,
@@ -57,17 +58,26 @@ impl Home {
         &self.root
     }
 
-    /// The image store. Sandboxes that are kept need their images, also while they are stopped.
+    /// The image store. Sandboxes that are kept need their images, also while they are stopped,
+    /// and so do snapshots.
     pub(crate) fn store(&self) -> msb_oci::Result<Store> {
-        let sandboxes = self.sandboxes();
+        let (sandboxes, snapshots) = (self.sandboxes(), self.snapshots());
         Store::open_held(
             &self.root,
-            Holders::new(move || record::holders(&sandboxes)),
+            Holders::new(move || {
+                let mut holders = record::holders(&sandboxes);
+                holders.extend(snapshot::holders(&snapshots));
+                holders
+            }),
         )
     }
 
     pub(crate) fn templates(&self) -> PathBuf {
         self.root.join("templates")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
     }
 
     pub(crate) fn sandboxes(&self) -> PathBuf {

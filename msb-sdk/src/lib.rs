@@ -10,6 +10,7 @@
 //! | [`Fs`], [`FileReader`], [`FileWriter`], [`DirEntry`] | the guest's files |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
 //! | [`PublishedPort`] | a port of the guest that the host offers |
+//! | [`SnapshotBuilder`], [`Snapshots`] | sandboxes that were saved while they ran |
 //! | [`Patch`] | a change to the image's files that a sandbox begins with |
 //! | [`policy`] | checking and explaining policies |
 //! | [`Images`] | the images of this host |
@@ -35,6 +36,7 @@ mod home;
 mod image;
 mod link;
 mod logs;
+mod machine;
 mod network;
 mod patch;
 pub mod policy;
@@ -42,6 +44,7 @@ mod port;
 mod progress;
 mod record;
 mod sandbox;
+mod snapshot;
 mod socket;
 mod spec;
 mod state;
@@ -68,5 +71,6 @@ pub use patch::Patch;
 pub use port::{PortProtocol, PublishedPort};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};
+pub use snapshot::{SnapshotBuilder, SnapshotInfo, Snapshots};
 pub use spec::SandboxSpec;
 pub use supervisor::hook as supervisor_hook;

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::{self, FromSupervisor, ToSupervisor};
 use crate::error::Error;
+use crate::machine::{MachineAnswer, MachineRequest, Source};
 use crate::network::{NetworkEvent, Watcher};
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 
@@ -77,6 +78,11 @@ pub(crate) enum Ask {
         request: PortRequest,
         reply: oneshot::Sender<PortAnswer>,
     },
+    /// Something about the machine.
+    Machine {
+        request: MachineRequest,
+        reply: oneshot::Sender<MachineAnswer>,
+    },
     /// Somebody wants to know what the network does.
     WatchNetwork(Watcher),
     /// Let go of the socket once all streams are over.
@@ -123,6 +129,7 @@ impl Link {
                 streams: HashMap::new(),
                 watchers: Vec::new(),
                 askers: VecDeque::new(),
+                machine_askers: VecDeque::new(),
             };
             let how = task.run(read, write, inbox).await;
             end_sender.send_replace(Some(how));
@@ -157,6 +164,16 @@ impl Link {
     pub(crate) async fn ports(&self, request: PortRequest) -> Result<Vec<PublishedPort>, Error> {
         let (reply, answer) = oneshot::channel();
         self.ask(Ask::Ports { request, reply });
+        match answer.await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
+    /// Asks the supervisor to do something with the machine.
+    pub(crate) async fn machine(&self, request: MachineRequest) -> Result<Option<Source>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Machine { request, reply });
         match answer.await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(self.gone().await),
@@ -212,6 +229,8 @@ struct Task {
     watchers: Vec<Watcher>,
     /// Who asked about ports: they are answered in this order.
     askers: VecDeque<oneshot::Sender<PortAnswer>>,
+    /// Who asked about the machine, likewise.
+    machine_askers: VecDeque<oneshot::Sender<MachineAnswer>>,
 }
 
 impl Task {
@@ -290,6 +309,11 @@ impl Task {
             FromSupervisor::Ports(answer) => {
                 if let Some(asker) = self.askers.pop_front() {
                     // Whoever gave up asking does not want to know.
+                    let _ = asker.send(answer);
+                }
+            }
+            FromSupervisor::Machine(answer) => {
+                if let Some(asker) = self.machine_askers.pop_front() {
                     let _ = asker.send(answer);
                 }
             }
@@ -384,6 +408,10 @@ impl Task {
             Ask::Ports { request, reply } => {
                 self.askers.push_back(reply);
                 self.tell(&ToSupervisor::Ports(request));
+            }
+            Ask::Machine { request, reply } => {
+                self.machine_askers.push_back(reply);
+                self.tell(&ToSupervisor::Machine(request));
             }
             Ask::WatchNetwork(watcher) => {
                 self.watchers.push(watcher);

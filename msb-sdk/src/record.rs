@@ -65,6 +65,7 @@ pub(crate) struct State {
 pub(crate) enum Phase {
     Starting,
     Running,
+    Paused,
     Stopping,
     Stopped,
 }

@@ -10,6 +10,7 @@ use crate::control::{Ready, ToSupervisor};
 use crate::error::Error;
 use crate::exec::{ExecHandle, ExecOptions, Output};
 use crate::fs::Fs;
+use crate::home::Home;
 use crate::link::{Ask, Link};
 use crate::network::{NetworkEvents, Watcher};
 use crate::port::{PortRequest, PublishedPort};
@@ -40,6 +41,7 @@ pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// ```
 #[derive(Debug)]
 pub struct Sandbox {
+    pub(crate) home: Home,
     pub(crate) spec: SandboxSpec,
     pub(crate) image: Image,
     pub(crate) link: Link,

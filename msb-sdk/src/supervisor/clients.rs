@@ -17,6 +17,7 @@ use super::journal::{Journal, Place};
 use super::relay::{CHUNK, End};
 use super::routes::{ClientId, Passed, Routes};
 use crate::control::{self, ToSupervisor};
+use crate::machine::MachineRequest;
 use crate::port::PortRequest;
 
 /// Clients at once: each is a process that waits for something in one sandbox.
@@ -35,6 +36,8 @@ pub(super) struct Asks {
     pub(super) stops: mpsc::Sender<Stop>,
     /// Something about published ports.
     pub(super) ports: mpsc::Sender<(ClientId, PortRequest)>,
+    /// Something about the machine.
+    pub(super) machine: mpsc::Sender<(ClientId, MachineRequest)>,
     /// Frames for the agent.
     pub(super) agent: mpsc::Sender<BytesMut>,
 }
@@ -239,6 +242,9 @@ impl Clients {
             }
             ToSupervisor::Kill => drop(self.asks.ends.send(End::asked("killed")).await),
             ToSupervisor::Ports(request) => drop(self.asks.ports.send((id, request)).await),
+            ToSupervisor::Machine(request) => {
+                drop(self.asks.machine.send((id, request)).await);
+            }
             ToSupervisor::WatchNetwork => {
                 if let Some(client) = self.state().clients.get_mut(&id) {
                     client.watches.get_or_insert_default();

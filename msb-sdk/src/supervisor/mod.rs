@@ -16,10 +16,12 @@
 mod clients;
 mod dial;
 mod journal;
+mod machine;
 mod network;
 mod patch;
 mod program;
 mod relay;
+mod restore;
 mod routes;
 mod start;
 mod template;
@@ -214,7 +216,7 @@ fn oversee(
         mut relay,
     } = begun;
     let Running {
-        vm,
+        keeper,
         agent,
         ready,
         mut wire,
@@ -236,13 +238,13 @@ fn oversee(
         listener,
         agent,
     };
-    let mut stopping = || {
+    let note = |phase| {
         let mut state = program::locked(&state);
-        state.phase = Phase::Stopping;
+        state.phase = phase;
         // It is for others to see, and the end comes all the same.
         let _ = state.write(dir.path());
     };
-    let ended = relay.run(sockets, vm, &mut wire, &greeting, resident, &mut stopping);
+    let ended = relay.run(sockets, keeper, &mut wire, &greeting, resident, &note);
     let end =
         ended.unwrap_or_else(|error| End::failure(&format!("the supervisor failed: {error}")));
     drop(lease);

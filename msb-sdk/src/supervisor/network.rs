@@ -40,7 +40,10 @@ pub(super) struct Wiring {
 
 impl Wiring {
     /// Makes up a card address and everything else that must not be guessed.
-    pub(super) fn new(spec: &SandboxSpec) -> Result<Self, Failure> {
+    ///
+    /// A guest that goes on from where another was (`moves`) gets addresses of its own: what
+    /// it still has of the other's can't be taken for its own then.
+    pub(super) fn new(spec: &SandboxSpec, moves: bool) -> Result<Self, Failure> {
         let mut seed = [0; 8];
         seed.copy_from_slice(&random(8)?);
         let mut mac = [0; 6];
@@ -49,6 +52,9 @@ impl Wiring {
         mac[0] = mac[0] & 0xfc | 0x02;
         let mut config = Config::new(spec.network.policy().clone(), u64::from_ne_bytes(seed));
         config.guest_mac = Some(mac);
+        if moves {
+            move_guest(&mut config, &random(9)?);
+        }
         spec.network_limits.apply(&mut config.limits);
         config.resolvers = match &spec.resolvers[..] {
             [] => host_resolvers().map_err(net)?,
@@ -96,6 +102,19 @@ impl Wiring {
             published: Vec::new(),
         })
     }
+}
+
+/// Gives the guest other addresses on its link, made of nine random bytes.
+fn move_guest(config: &mut Config, bytes: &[u8]) {
+    let mut octets = config.guest_v4.octets();
+    // Neither the network's, nor the gateway's, nor the first guest's, nor everybody's.
+    octets[3] = 3 + bytes[0] % 252;
+    config.guest_v4 = octets.into();
+    let mut octets = config.guest_v6.octets();
+    octets[8..].copy_from_slice(&bytes[1..9]);
+    // No multicast router's, and none of the first: those are below 256.
+    octets[8] = octets[8] & 0xfc | 0x40;
+    config.guest_v6 = octets.into();
 }
 
 /// What the agent is told before a template is saved.
@@ -252,10 +271,27 @@ fn net(error: msb_net::Error) -> Failure {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_guest_that_moves_has_addresses_that_nobody_else_has_on_its_link() {
+        let fixed = Config::new(Policy::none(), 0);
+        for byte in 0..=255 {
+            let mut config = fixed.clone();
+            move_guest(&mut config, &[byte; 9]);
+            let [a, b, c, last] = config.guest_v4.octets();
+            assert_eq!([a, b, c], fixed.guest_v4.octets()[..3]);
+            assert!((3..255).contains(&last), "{last}");
+            assert_eq!(
+                config.guest_v6.segments()[..4],
+                fixed.guest_v6.segments()[..4]
+            );
+            assert!(![fixed.guest_v6, fixed.gateway_v6].contains(&config.guest_v6));
+        }
+    }
+
     /// What differs between copies costs each of them time.
     #[test]
     fn a_copy_differs_from_its_template_in_the_cards_address_only() {
-        let wiring = Wiring::new(&SandboxSpec::new("demo".into()));
+        let wiring = Wiring::new(&SandboxSpec::new("demo".into()), false);
         let wiring = wiring.ok().expect("wiring");
         let mut spec = wiring.spec();
         assert_ne!(spec.mac, TEMPLATE_MAC);

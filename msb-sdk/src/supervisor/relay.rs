@@ -11,6 +11,7 @@
 //! frames end the sandbox, or the client's connection.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +19,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use msb_guest_agent::message::{self, AgentMessage, HostMessage};
 use msb_guest_agent::wire::{Frame, FrameDecoder, Kind, StreamId};
-use msb_vmm::Vm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -29,10 +30,13 @@ use tokio::time::Instant;
 
 use super::clients::{Asks, Clients, Stop, Tie};
 use super::dial;
+use super::machine::{self, Keeper, Order, Talk};
 use super::network::Wire;
 use super::routes::ClientId;
 use crate::control::{self, FromSupervisor};
+use crate::machine::MachineRequest;
 use crate::port::PortRequest;
+use crate::record::Phase;
 
 /// How much is read at once, and passed on at once.
 pub(super) const CHUNK: usize = 128 * 1024;
@@ -42,6 +46,10 @@ const MAX_CHUNKS: usize = 4;
 
 /// Requests about ports that may wait for the network; their senders wait with more.
 const MAX_REQUESTS: usize = 16;
+
+/// What the agent says on the control stream waits for whoever asked it something: one answer
+/// at a time. A guest that says more is not listened to.
+const MAX_ANSWERS: usize = 4;
 
 /// What an orderly shutdown may take beyond the programs' grace: flushing disks.
 const FLUSH_TIME: Duration = Duration::from_secs(10);
@@ -105,6 +113,7 @@ struct Asked {
     ends: mpsc::Receiver<End>,
     stops: mpsc::Receiver<Stop>,
     ports: mpsc::Receiver<(ClientId, PortRequest)>,
+    machine: mpsc::Receiver<(ClientId, MachineRequest)>,
     agent: Option<mpsc::Receiver<BytesMut>>,
     to_agent: mpsc::Sender<BytesMut>,
 }
@@ -117,11 +126,13 @@ impl Relay {
         let (ends, ends_asked) = mpsc::channel(MAX_REQUESTS);
         let (stops, stops_asked) = mpsc::channel(MAX_REQUESTS);
         let (ports, ports_asked) = mpsc::channel(MAX_REQUESTS);
+        let (machine, machine_asked) = mpsc::channel(MAX_REQUESTS);
         let (to_agent, agent) = mpsc::channel(MAX_CHUNKS);
         let asks = Asks {
             ends,
             stops,
             ports,
+            machine,
             agent: to_agent.clone(),
         };
         Ok(Self {
@@ -131,6 +142,7 @@ impl Relay {
                 ends: ends_asked,
                 stops: stops_asked,
                 ports: ports_asked,
+                machine: machine_asked,
                 agent: Some(agent),
                 to_agent,
             },
@@ -138,22 +150,24 @@ impl Relay {
     }
 
     /// Relays until the creator goes, a client says so, or the machine ends. The machine
-    /// is gone when this returns. Every client but the creator is greeted; `stopping` is
-    /// called when an orderly end begins.
+    /// is gone when this returns. Every client but the creator is greeted; `note` is told
+    /// what becomes of the sandbox.
     pub(super) fn run(
         &mut self,
         sockets: Sockets,
-        vm: Vm,
+        mut keeper: Keeper,
         wire: &mut Wire,
         greeting: &[u8],
         resident: Option<Box<dyn Resident>>,
-        stopping: &mut dyn FnMut(),
+        note: &dyn Fn(Phase),
     ) -> io::Result<End> {
         let (clients, asked) = (&self.clients, &mut self.asked);
+        let kept = &mut keeper;
         let end = self.runtime.block_on(async {
             let (from_agent, to_agent) = stream(sockets.agent)?.into_split();
+            let (orders, ordered) = mpsc::channel::<Order>(1);
             if let Some(chunks) = asked.agent.take() {
-                tokio::spawn(write(chunks, to_agent));
+                tokio::spawn(machine::write(chunks, ordered, to_agent));
             }
             let creator = stream(sockets.creator)?;
             clients.serve(creator, sockets.tie, &[]);
@@ -169,21 +183,38 @@ impl Relay {
             let listener = UnixListener::from_std(sockets.listener)?;
             // Set when the agent says that everything is flushed.
             let (done, shut_down) = watch::channel(false);
+            let (stopping, stop_begun) = watch::channel(false);
+            let (answers, answered) = mpsc::channel(MAX_ANSWERS);
             let stops = Stops {
                 stops: &mut asked.stops,
                 agent: &asked.to_agent,
+                begun: stopping,
                 done: shut_down,
+            };
+            let heard = Heard {
+                answers,
+                stopping: stop_begun.clone(),
+                done,
+            };
+            let talk = Talk {
+                clients,
+                requests: &mut asked.machine,
+                orders,
+                answers: answered,
+                stopping: stop_begun,
+                note,
             };
             io::Result::Ok(tokio::select! {
                 Some(end) = asked.ends.recv() => end,
-                end = stops.wait(stopping) => end,
-                end = upwards(from_agent, clients, done) => end,
+                end = stops.wait(note) => end,
+                end = upwards(from_agent, clients, heard) => end,
                 () = network(wire, clients, &mut asked.ports) => unreachable!(),
                 () = accept(listener, clients, greeting) => unreachable!(),
                 () = dial(dialling, refused) => unreachable!(),
+                () = kept.serve(talk) => unreachable!(),
             })
         })?;
-        Ok(end_machine(vm, end))
+        Ok(end_machine(&keeper, end))
     }
 
     /// Tells everybody the last there is to say, within bounds. A client that does not
@@ -208,37 +239,29 @@ fn stream(socket: StdStream) -> io::Result<UnixStream> {
 }
 
 /// Sees to it that the machine is gone; says why it ended.
-fn end_machine(mut vm: Vm, mut end: End) -> End {
+fn end_machine(keeper: &Keeper, mut end: End) -> End {
     // A machine whose port has closed is on its way out, and its exit says why.
     // One that stays all the same is not waited for.
-    if end.asked || !ends_soon(&vm) {
-        let _ = vm.kill();
+    if end.asked || !ends_soon(keeper.process()) {
+        // Not by way of the machine: somebody may be saving it.
+        let _ = pidfd_send_signal(keeper.process(), Signal::KILL);
     }
+    // Once it is ending, nobody has it for long.
+    let exit = keeper.vm().wait().map(|exit| exit.to_string());
     if end.reason.is_empty() {
-        let exit = vm.wait().map(|exit| exit.to_string());
         end.reason = exit.unwrap_or_else(|error| error.to_string());
     }
     end
 }
 
 /// Waits a moment for the machine's process to end by itself.
-fn ends_soon(vm: &Vm) -> bool {
-    let mut watched = [PollFd::new(vm, PollFlags::IN)];
+fn ends_soon(process: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(process, PollFlags::IN)];
     let limit = Timespec {
         tv_sec: 2,
         tv_nsec: 0,
     };
     matches!(poll(&mut watched, Some(&limit)), Ok(1..))
-}
-
-/// Writes what clients say to the agent.
-async fn write(mut chunks: mpsc::Receiver<BytesMut>, mut agent: OwnedWriteHalf) {
-    while let Some(chunk) = chunks.recv().await {
-        if agent.write_all(&chunk).await.is_err() {
-            // The machine is ending; the other direction says so.
-            return;
-        }
-    }
 }
 
 /// Takes clients in.
@@ -264,16 +287,19 @@ async fn dial(socket: StdStream, refused: Option<mpsc::Receiver<dial::Client>>) 
 struct Stops<'a> {
     stops: &'a mut mpsc::Receiver<Stop>,
     agent: &'a mpsc::Sender<BytesMut>,
+    /// Set when it begins.
+    begun: watch::Sender<bool>,
     done: watch::Receiver<bool>,
 }
 
 impl Stops<'_> {
     /// Waits for the request, and does it.
-    async fn wait(mut self, stopping: &mut dyn FnMut()) -> End {
+    async fn wait(mut self, note: &dyn Fn(Phase)) -> End {
         let Some(stop) = self.stops.recv().await else {
             return std::future::pending().await;
         };
-        stopping();
+        note(Phase::Stopping);
+        self.begun.send_replace(true);
         self.shut_down(stop.grace_ms).await;
         End::asked(stop.why)
     }
@@ -340,16 +366,41 @@ async fn network(
     }
 }
 
+/// What becomes of what the agent says on the control stream.
+struct Heard {
+    answers: mpsc::Sender<AgentMessage>,
+    /// Whether the guest is asked to shut down.
+    stopping: watch::Receiver<bool>,
+    /// Set when it says that everything is flushed.
+    done: watch::Sender<bool>,
+}
+
+impl Heard {
+    fn hear(&self, message: Option<AgentMessage>) {
+        match message {
+            Some(AgentMessage::ShutdownDone { .. }) => {
+                self.done.send_replace(true);
+            }
+            // One that nobody waits for, or the guest's own.
+            Some(answer) => drop(self.answers.try_send(answer)),
+            None => {}
+        }
+    }
+
+    /// Whether the end of the guest is the one that was asked for.
+    fn expects_end(&self) -> bool {
+        *self.stopping.borrow() && *self.done.borrow()
+    }
+}
+
 /// From the agent to the clients.
-async fn upwards(
-    mut agent: OwnedReadHalf,
-    clients: &Clients,
-    shut_down: watch::Sender<bool>,
-) -> End {
+async fn upwards(mut agent: OwnedReadHalf, clients: &Clients, heard: Heard) -> End {
     let mut decoder = FrameDecoder::new();
     loop {
         decoder.buffer_mut().reserve(CHUNK);
         match agent.read_buf(decoder.buffer_mut()).await {
+            // Whoever asked for it says so.
+            Ok(0) | Err(_) if heard.expects_end() => return std::future::pending().await,
             // The port closes when the machine ends; its process says how.
             Ok(0) | Err(_) => return End::failure(""),
             Ok(_) => {}
@@ -357,10 +408,7 @@ async fn upwards(
         loop {
             match decoder.next_frame() {
                 Ok(Some(frame)) if frame.stream.is_control() => {
-                    if let Some(AgentMessage::ShutdownDone { .. }) = message::decode(&frame.payload)
-                    {
-                        shut_down.send_replace(true);
-                    }
+                    heard.hear(message::decode(&frame.payload));
                 }
                 Ok(Some(frame)) => {
                     if let Err(error) = clients.deliver(frame) {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use msb_guest_agent::message::{
     ByteString, Configured, DiskName, Entropy, GuestConfig, NetworkSpec, RootSpec, Upper,
@@ -16,12 +16,14 @@ use msb_guest_agent::setup;
 use msb_oci::{Image, Lease};
 use msb_vmm::{
     Disk, DiskFormat, Engine, EngineKind, EngineOptions, Hold, Isolation, Machine, MemorySize,
-    PortName, Step, Vcpus, Vm,
+    PortName, Snapshot, Step, Vcpus, Vm,
 };
 
+use super::machine::{Keeper, wall_clock_ns};
 use super::network::{Wire, Wiring};
-use super::{patch, template};
+use super::{patch, restore, template};
 use crate::control::{Launch, Ready};
+use crate::error::chain;
 use crate::home::Home;
 use crate::patch::SCRIPTS;
 use crate::progress::VmStep;
@@ -36,7 +38,7 @@ pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A guest that is configured and waits for requests.
 pub(super) struct Running {
-    pub(super) vm: Vm,
+    pub(super) keeper: Keeper,
     pub(super) agent: UnixStream,
     pub(super) ready: Ready,
     pub(super) wire: Wire,
@@ -60,8 +62,11 @@ pub(super) fn start(
     progress: &mut dyn FnMut(VmStep),
 ) -> Result<Running, Failure> {
     let (image, lease) = image(launch, home)?;
-    let wiring = Wiring::new(&launch.spec)?;
-    let mut machine = machine(launch, dir, &image)?;
+    let source = launch.source.as_ref();
+    let snapshot = source.map(|source| restore::open(source, &image));
+    let snapshot = snapshot.transpose()?;
+    let wiring = Wiring::new(&launch.spec, snapshot.is_some())?;
+    let mut machine = machine(launch, dir, &image, snapshot.as_ref())?;
     machine.network = Some(wiring.card());
     // The name is in use for as long as anything can write to the disk.
     machine.hold = Some(Hold::new(dir.lock().map_err(Failure::io)?));
@@ -72,9 +77,15 @@ pub(super) fn start(
     }
     let kind = launch.spec.engine.as_deref().map(str::parse);
     options.kind = kind.transpose().map_err(vmm)?;
+    if snapshot.is_some() {
+        options.kind = Some(restore::engine(options.kind)?);
+    }
     let engine = Engine::choose(options).map_err(vmm)?;
 
-    let (begin, mut vm) = boot(&engine, launch, home, &machine, &image, progress)?;
+    let (begin, mut vm) = match &snapshot {
+        Some(snapshot) => restore::boot(&engine, home, &machine, snapshot)?,
+        None => boot(&engine, launch, home, &machine, &image, progress)?,
+    };
     let spec = wiring.spec();
     let mut wire = wiring.connect(&mut vm)?;
     let mut agent = vm
@@ -83,11 +94,12 @@ pub(super) fn start(
     agent
         .set_read_timeout(Some(AGENT_TIMEOUT))
         .map_err(Failure::io)?;
-    let greeted = setup::hello(&mut agent).map_err(|error| guest(&error, &mut vm))?;
-    let agent_time = begin.elapsed();
-    let _: msb_guest_agent::message::AgentHello = greeted;
-    let configured: Configured = setup::configure(&mut agent, guest_config(launch, &image, spec)?)
-        .map_err(|error| guest(&error, &mut vm))?;
+    let config = guest_config(launch, &image, spec)?;
+    let (configured, agent_time) = match snapshot {
+        Some(_) => go_on(&mut agent, config, begin),
+        None => configure(&mut agent, config, begin),
+    }
+    .map_err(|error| guest(&error, &mut vm))?;
     agent.set_read_timeout(None).map_err(Failure::io)?;
     let configured_time = begin.elapsed() - agent_time;
     // A disk that was kept has them.
@@ -104,14 +116,41 @@ pub(super) fn start(
         configured: configured_time,
         ports,
     };
+    let about = restore::about(launch, &image)?.to_json();
+    let passing = dir.path().join("forks");
+    let keeper = Keeper::new(vm, home.snapshots(), passing, about).map_err(Failure::io)?;
     Ok(Running {
-        vm,
+        keeper,
         agent,
         ready,
         wire,
         lease,
         command: command(launch, &image),
     })
+}
+
+/// Makes a guest that waits for orders the sandbox; says when it first answered.
+fn configure(
+    agent: &mut UnixStream,
+    config: GuestConfig,
+    begin: Instant,
+) -> Result<(Configured, Duration), msb_guest_agent::Error> {
+    setup::hello(agent)?;
+    let answered = begin.elapsed();
+    Ok((setup::configure(agent, config)?, answered))
+}
+
+/// Makes a guest that was saved while it was held the sandbox, and only then lets its
+/// programs go on.
+fn go_on(
+    agent: &mut UnixStream,
+    config: GuestConfig,
+    begin: Instant,
+) -> Result<(Configured, Duration), msb_guest_agent::Error> {
+    let configured = setup::become_other(agent, config)?;
+    let answered = begin.elapsed();
+    setup::thaw(agent)?;
+    Ok((configured, answered))
 }
 
 /// What is run at the start; the image's own where none is named, if it has one.
@@ -125,7 +164,12 @@ fn command(launch: &Launch, image: &Image) -> Option<Vec<String>> {
             .cloned()
             .collect()
     };
-    let named = launch.spec.command.clone()?;
+    // Where a sandbox goes on it runs already.
+    let named = launch
+        .spec
+        .command
+        .clone()
+        .filter(|_| launch.source.is_none())?;
     let words: Vec<String> = if named.is_empty() { own() } else { named };
     (!words.is_empty()).then_some(words)
 }
@@ -169,7 +213,12 @@ fn image(launch: &Launch, home: &Home) -> Result<(Image, Lease), Failure> {
     Ok((image, lease))
 }
 
-fn machine(launch: &Launch, dir: &SandboxDir, image: &Image) -> Result<Machine, Failure> {
+fn machine(
+    launch: &Launch,
+    dir: &SandboxDir,
+    image: &Image,
+    snapshot: Option<&Snapshot>,
+) -> Result<Machine, Failure> {
     let root = Disk {
         path: image.root_disk().to_owned(),
         format: DiskFormat::Vmdk,
@@ -179,8 +228,10 @@ fn machine(launch: &Launch, dir: &SandboxDir, image: &Image) -> Result<Machine, 
     if let Some(mib) = launch.spec.disk_mib {
         let path = dir.path().join("disk");
         // That of a sandbox that was stopped is taken up again.
-        if !path.exists() {
-            make_disk(&path, mib, launch.keep)?;
+        match snapshot {
+            Some(snapshot) => restore::copy_disk(snapshot, &path)?,
+            None if !path.exists() => make_disk(&path, mib, launch.keep)?,
+            None => {}
         }
         disks.push(Disk {
             path,
@@ -271,11 +322,10 @@ fn guest_config(
     machine_id.copy_from_slice(&random(16)?);
     let spec = &launch.spec;
     let config = image.config();
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Ok(GuestConfig {
         entropy: Entropy(ByteString(random(64)?)),
-        wall_clock_ns: since_epoch.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(0)),
+        wall_clock_ns: wall_clock_ns(),
         hostname: spec.name.clone(),
         machine_id,
         root: root_spec(launch),
@@ -366,20 +416,6 @@ fn guest(error: &msb_guest_agent::Error, vm: &mut Vm) -> Failure {
         reason,
         hint: error.hint().map(Into::into),
     }
-}
-
-/// An error with its causes, as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

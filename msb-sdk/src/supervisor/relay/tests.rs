@@ -2,6 +2,7 @@
 
 use super::*;
 use msb_guest_agent::wire::MAX_PAYLOAD;
+use tokio::io::AsyncWriteExt;
 
 /// Clients and the other ends of what they ask.
 fn clients() -> (Arc<Clients>, Asked) {
@@ -29,7 +30,8 @@ async fn a_guest_that_does_not_read_cannot_outlive_its_creator() {
     let (mut creator, theirs) = UnixStream::pair().expect("pair");
     let (agent, _never_read) = UnixStream::pair().expect("pair");
     let chunks = asked.agent.take().expect("chunks");
-    tokio::spawn(write(chunks, agent.into_split().1));
+    let (_orders, ordered) = mpsc::channel(1);
+    tokio::spawn(machine::write(chunks, ordered, agent.into_split().1));
     clients.serve(theirs, Tie::Ends, &[]);
     creator
         .write_all(&frame(Kind::Open, 1, 0))

@@ -1,0 +1,322 @@
+//! The machine while it runs: held, let go on and saved as clients ask.
+//!
+//! A machine is saved while its guest stands still: the agent holds all processes and says
+//! so, with nothing under way on the link, and nobody else talks to the agent until it has
+//! been told to let them go on. What takes long is done on other threads, so that clients,
+//! ports and the network are served meanwhile; of what was saved only the memory and the
+//! disks have to be copied before the guest goes on.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::BytesMut;
+use msb_guest_agent::message::{self, AgentMessage, HostMessage};
+use msb_guest_agent::wire::{Frame, Kind, StreamId};
+use msb_vmm::{Snapshots, Vm};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use super::clients::Clients;
+use super::routes::ClientId;
+use crate::control::{self, FromSupervisor};
+use crate::machine::{MachineAnswer, MachineFailure, MachineRequest, Source};
+use crate::record::Phase;
+
+/// How long the agent may take over an answer: as long as it waits for processes, and some.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+
+/// Snapshots for a moment that are kept at once. Whoever asked for one removes it when the
+/// forks have started; that of somebody who was killed goes when others have followed.
+const MAX_PASSING: usize = 8;
+
+/// Frames for the agent that are the supervisor's own.
+#[derive(Debug)]
+pub(super) struct Order {
+    frame: BytesMut,
+    /// Whether clients' frames wait from here on.
+    hold: bool,
+}
+
+/// Writes the frames for the agent: its own, and those of clients while they are let.
+pub(super) async fn write(
+    mut chunks: mpsc::Receiver<BytesMut>,
+    mut orders: mpsc::Receiver<Order>,
+    mut agent: impl tokio::io::AsyncWrite + Unpin,
+) {
+    use tokio::io::AsyncWriteExt;
+    let mut held = false;
+    loop {
+        let out = tokio::select! {
+            biased;
+            Some(order) = orders.recv() => {
+                held = order.hold;
+                order.frame
+            }
+            chunk = chunks.recv(), if !held => match chunk {
+                Some(chunk) => chunk,
+                None => return,
+            },
+            else => return,
+        };
+        if agent.write_all(&out).await.is_err() {
+            // The machine is ending; the other direction says so.
+            return;
+        }
+    }
+}
+
+/// What a machine is asked by whom, and what is told of it.
+pub(super) struct Talk<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) requests: &'a mut mpsc::Receiver<(ClientId, MachineRequest)>,
+    pub(super) orders: mpsc::Sender<Order>,
+    /// What the agent says on the control stream.
+    pub(super) answers: mpsc::Receiver<AgentMessage>,
+    /// Set when the guest is asked to shut down.
+    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) note: &'a dyn Fn(Phase),
+}
+
+/// A machine that runs; see the [module](self).
+pub(super) struct Keeper {
+    vm: Arc<Mutex<Vm>>,
+    /// Its process, for whoever can't wait until nobody uses it.
+    process: OwnedFd,
+    control: Option<StdStream>,
+    snapshots: PathBuf,
+    /// For snapshots that last a moment.
+    passing: PathBuf,
+    /// What is written beside a snapshot.
+    about: String,
+    held: bool,
+    last: u64,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        vm: Vm,
+        snapshots: PathBuf,
+        passing: PathBuf,
+        about: String,
+    ) -> io::Result<Self> {
+        let control = vm.control_socket().map(StdStream::try_clone).transpose()?;
+        // Those of an earlier start.
+        let _ = std::fs::remove_dir_all(&passing);
+        Ok(Self {
+            process: vm.as_fd().try_clone_to_owned()?,
+            vm: Arc::new(Mutex::new(vm)),
+            control,
+            snapshots,
+            passing,
+            about,
+            held: false,
+            last: 0,
+        })
+    }
+
+    /// The machine's process.
+    pub(super) fn process(&self) -> &OwnedFd {
+        &self.process
+    }
+
+    /// The machine, once nobody else uses it.
+    pub(super) fn vm(&self) -> MutexGuard<'_, Vm> {
+        locked(&self.vm)
+    }
+
+    /// Does what is asked, until this is given up.
+    pub(super) async fn serve(&mut self, mut talk: Talk<'_>) {
+        let watched = self.control.take().map(UnixStream::from_std);
+        let mut watched = watched.and_then(Result::ok);
+        let mut stopped = talk.stopping.clone();
+        loop {
+            tokio::select! {
+                Some((client, request)) = talk.requests.recv() => {
+                    let answer = self.answer(request, &mut talk).await;
+                    let message = control::encode(&FromSupervisor::Machine(answer));
+                    talk.clients.tell(client, |outbox| outbox.extend_from_slice(&message));
+                }
+                talks = readable(watched.as_ref()) => {
+                    // Nobody else has the machine between two requests.
+                    if !talks || !self.vm().drain_control() {
+                        watched = None;
+                    }
+                }
+                Ok(_) = stopped.wait_for(|stopping| *stopping), if self.held => {
+                    // Who is held can't end itself.
+                    let _ = self.resume(&mut talk).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: MachineRequest, talk: &mut Talk<'_>) -> MachineAnswer {
+        if *talk.stopping.borrow() {
+            return Err(MachineFailure::new("the sandbox is being stopped", ""));
+        }
+        match request {
+            MachineRequest::Pause => {
+                self.with_vm(|vm| Ok(vm.pause()?)).await?;
+                self.held = true;
+                (talk.note)(Phase::Paused);
+                Ok(None)
+            }
+            MachineRequest::Resume => {
+                self.resume(talk).await?;
+                (talk.note)(Phase::Running);
+                Ok(None)
+            }
+            MachineRequest::Snapshot { name } => {
+                self.save(&self.snapshots.clone(), name, true, talk).await?;
+                Ok(None)
+            }
+            MachineRequest::Fork => {
+                self.last += 1;
+                let (root, name) = (self.passing.clone(), self.last.to_string());
+                if self.last > MAX_PASSING as u64 {
+                    let oldest = (self.last - MAX_PASSING as u64).to_string();
+                    let _ = Snapshots::new(&root).remove(&oldest);
+                }
+                self.save(&root, name.clone(), false, talk).await?;
+                Ok(Some(Source { root, name }))
+            }
+        }
+    }
+
+    /// Works with the machine on another thread.
+    async fn with_vm<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Vm) -> Result<T, MachineFailure> + Send + 'static,
+    ) -> Result<T, MachineFailure> {
+        let vm = Arc::clone(&self.vm);
+        let done = tokio::task::spawn_blocking(move || work(&mut locked(&vm)));
+        done.await
+            .map_err(|error| MachineFailure::new(error.to_string(), ""))?
+    }
+
+    async fn resume(&mut self, talk: &mut Talk<'_>) -> Result<(), MachineFailure> {
+        self.with_vm(|vm| Ok(vm.resume()?)).await?;
+        if std::mem::take(&mut self.held) {
+            talk.exchange(&set_clock(), false, |answer| {
+                matches!(answer, AgentMessage::ClockSet)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Saves the machine, which goes on whatever comes of it.
+    async fn save(
+        &mut self,
+        root: &std::path::Path,
+        name: String,
+        keep: bool,
+        talk: &mut Talk<'_>,
+    ) -> Result<(), MachineFailure> {
+        if self.held {
+            let hint = "let it go on first: its programs are to be held in order";
+            return Err(MachineFailure::new("the sandbox is paused", hint));
+        }
+        let draft = Snapshots::new(root).draft(&name)?;
+        // What can't be saved is not held for nothing.
+        self.with_vm(|vm| Ok(vm.check_saving()?)).await?;
+        let frozen = |answer: &AgentMessage| matches!(answer, AgentMessage::Frozen);
+        let held = talk.exchange(&HostMessage::Freeze, true, frozen).await;
+        let saved = match held {
+            Ok(()) => {
+                let work = move |vm: &mut Vm| {
+                    vm.pause()?;
+                    let saved = vm.save(&draft);
+                    vm.resume()?;
+                    saved?;
+                    Ok(draft)
+                };
+                self.with_vm(work).await
+            }
+            Err(failure) => Err(failure),
+        };
+        // Also an agent that did not answer in time may do so yet, and hold everybody.
+        let clock = |answer: &AgentMessage| matches!(answer, AgentMessage::ClockSet);
+        let thawed = |answer: &AgentMessage| matches!(answer, AgentMessage::Thawed);
+        let set = talk.exchange(&set_clock(), true, clock).await;
+        let thawed = talk.exchange(&HostMessage::Thaw, false, thawed).await;
+        let draft = saved?;
+        set.and(thawed)?;
+        let about = self.about.clone();
+        let publish = move || match keep {
+            true => draft.publish(&about),
+            false => draft.publish_passing(&about),
+        };
+        let published = tokio::task::spawn_blocking(publish).await;
+        published.map_err(|error| MachineFailure::new(error.to_string(), ""))??;
+        Ok(())
+    }
+}
+
+impl Talk<'_> {
+    /// Asks the agent for something and waits for the answer. Clients' frames wait for it,
+    /// and after it if they are to be held.
+    async fn exchange(
+        &mut self,
+        request: &HostMessage,
+        hold: bool,
+        wanted: impl Fn(&AgentMessage) -> bool,
+    ) -> Result<(), MachineFailure> {
+        // What nobody waited for any more.
+        while self.answers.try_recv().is_ok() {}
+        let mut frame = BytesMut::new();
+        let payload = message::encode(request).into();
+        Frame::new(Kind::Control, StreamId::CONTROL, payload)
+            .map_err(|error| MachineFailure::new(error.to_string(), ""))?
+            .encode(&mut frame);
+        let answer = tokio::time::timeout(ANSWER_TIME, async {
+            // Whoever would write it is gone with the machine.
+            let _ = self.orders.send(Order { frame, hold }).await;
+            self.answers.recv().await
+        });
+        match answer.await {
+            Ok(Some(answer)) if wanted(&answer) => Ok(()),
+            Ok(Some(AgentMessage::Failed(failure))) => Err(MachineFailure {
+                hint: failure.hint().map(Into::into),
+                reason: control::cut(format!("the guest did not do it: {failure}")),
+            }),
+            Ok(Some(_)) => Err(MachineFailure::new("the guest said something else", "")),
+            Ok(None) => Err(MachineFailure::new("the guest has ended", "")),
+            Err(_) => Err(MachineFailure::new("the guest did not answer in time", "")),
+        }
+    }
+}
+
+fn locked(vm: &Mutex<Vm>) -> MutexGuard<'_, Vm> {
+    // A machine in whose use something panicked is still a machine.
+    vm.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn set_clock() -> HostMessage {
+    HostMessage::SetClock {
+        wall_clock_ns: wall_clock_ns(),
+    }
+}
+
+/// The time now, in nanoseconds since the Unix epoch.
+pub(super) fn wall_clock_ns() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since_epoch.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(0))
+}
+
+/// Waits until the VMM has said something; `false` when that can't be known.
+async fn readable(control: Option<&UnixStream>) -> bool {
+    let Some(control) = control else {
+        return std::future::pending().await;
+    };
+    let ready = control.readable().await.is_ok();
+    // It is read by way of the machine: here it only has to be seen again.
+    let taken = || Err::<(), io::Error>(io::ErrorKind::WouldBlock.into());
+    let _ = control.try_io(Interest::READABLE, taken);
+    ready
+}

@@ -1,0 +1,249 @@
+//! Sandboxes that are held, saved while they run, and forked.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+
+use msb_sdk::{EngineKind, Error, ExecEvent, ExecHandle, ExecOptions, Sandbox, Snapshots, Status};
+
+use crate::lab;
+
+/// A shell that goes on for as long as the guest does, and does what comes through a pipe.
+const RESIDENT: &str = "mkfifo /ask /answer; n=0; echo there; \
+     while read line < /ask; do n=$((n + 1)); eval \"$line\" > /answer; done";
+
+async fn resident(sandbox: &Sandbox) -> anyhow::Result<ExecHandle> {
+    let mut resident = sandbox.shell_stream(RESIDENT).await?;
+    assert_eq!(
+        resident.recv().await,
+        Some(ExecEvent::Stdout("there\n".into()))
+    );
+    Ok(resident)
+}
+
+/// Has the resident shell do something.
+async fn ask(sandbox: &Sandbox, line: &str) -> anyhow::Result<String> {
+    let script = format!("echo '{line}' > /ask; cat /answer");
+    Ok(sandbox.shell(script).await?.stdout()?.trim().to_owned())
+}
+
+async fn say(sandbox: &Sandbox, script: &str) -> anyhow::Result<String> {
+    Ok(sandbox.shell(script).await?.stdout()?.trim().to_owned())
+}
+
+/// What must be different in any two sandboxes.
+const IDENTITY: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/eth0/address; \
+     ip -6 addr show eth0 | grep fd6d; cat /proc/sys/kernel/random/uuid; \
+     head -c 16 /dev/urandom | od -An -tx1";
+
+pub(crate) async fn forks_go_on_as_others() -> anyhow::Result<()> {
+    let sandbox = lab::sandbox().await?;
+    let _resident = resident(&sandbox).await?;
+    let mut echo = sandbox
+        .exec_with(ExecOptions::new("cat", [""; 0]).stdin())
+        .await?;
+    ask(&sandbox, "secret=$(cat /proc/sys/kernel/random/uuid)").await?;
+    let secret = ask(&sandbox, "echo $secret").await?;
+    let before = say(&sandbox, "hostname; cat /etc/machine-id; ip addr show eth0").await?;
+
+    let forks = sandbox.fork(3).await?;
+    let mut seen = HashSet::new();
+    let identity = say(&sandbox, IDENTITY).await?;
+    assert_eq!(identity.lines().count(), 7, "{identity}");
+    seen.extend(identity.lines().skip(1).map(str::to_owned));
+    let mut last = identity;
+    for fork in &forks {
+        // The shell is the same, and counts on where it was.
+        assert_eq!(ask(fork, "echo $n $secret").await?, format!("3 {secret}"));
+        let identity = say(fork, IDENTITY).await?;
+        for line in identity.lines().skip(1) {
+            assert!(
+                seen.insert(line.to_owned()),
+                "{line} in\n{identity}\n{last}"
+            );
+        }
+        assert!(identity.starts_with(&format!("{}\n", fork.spec().name)));
+        let hosts = say(fork, "cat /etc/hosts").await?;
+        assert!(hosts.contains(&format!("localhost {}\n", fork.spec().name)));
+        assert!(!hosts.contains(&format!("localhost {}\n", sandbox.spec().name)));
+        let kept = "ip -4 addr show eth0 | grep -c 'inet '; ip route | grep -c '^default'; \
+                    ip -4 addr show eth0 | grep -c 192.168.127.2/; echo $HOSTNAME";
+        let expected = format!("1\n1\n0\n{}", fork.spec().name);
+        assert_eq!(say(fork, kept).await?, expected);
+        // Its clock is right, whenever it was saved.
+        let clock: i64 = say(fork, "date +%s").await?.parse()?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        assert!((clock - now.as_secs() as i64).abs() <= 5, "{clock}");
+        last = identity;
+    }
+    // They are apart.
+    ask(&forks[0], "secret=mine; echo").await?;
+    assert_eq!(ask(&forks[1], "echo $secret").await?, secret);
+    assert_eq!(
+        ask(&sandbox, "echo $n $secret").await?,
+        format!("3 {secret}")
+    );
+
+    // The first one is who it was, and its streams are where they were.
+    let after = say(&sandbox, "hostname; cat /etc/machine-id; ip addr show eth0").await?;
+    assert_eq!(after, before);
+    let stdin = echo.stdin();
+    stdin.write("still here").await?;
+    assert_eq!(
+        echo.recv().await,
+        Some(ExecEvent::Stdout("still here".into()))
+    );
+    // A fork is a sandbox like any other: it can be forked.
+    let fork = forks.into_iter().next().expect("three");
+    let grandchild = fork.fork(1).await?.remove(0);
+    fork.kill().await?;
+    assert_eq!(ask(&grandchild, "echo $secret").await?, "mine");
+    Ok(())
+}
+
+/// The peer of the first sandbox does not hear of its fork, and a fork does not speak to it.
+pub(crate) async fn connections_are_the_first_ones() -> anyhow::Result<()> {
+    let sandbox = lab::sandbox().await?;
+    let port = sandbox.publish("0:80").await?.remove(0);
+    let listens =
+        |port: &str| format!("until cat /proc/net/tcp* | grep -q ':{port} .* 0A '; do :; done");
+    let served = "mkfifo /never; exec 4<>/never; nc -l -p 80 <&4 > /got; echo $? > /ended";
+    let _served = sandbox.shell_stream(served).await?;
+    say(&sandbox, &listens("0050")).await?;
+    let mut peer = TcpStream::connect(port.host)?;
+    peer.write_all(b"before ")?;
+    say(&sandbox, "until grep -q before /got; do :; done").await?;
+    // Another one stays within the guest.
+    let inner = "sleep 1000 | nc -l -p 81 > /inner";
+    let _inner = sandbox.shell_stream(inner).await?;
+    say(&sandbox, &listens("0051")).await?;
+    let _holding = sandbox
+        .shell_stream("(echo inner; sleep 1000) | nc 127.0.0.1 81")
+        .await?;
+    say(&sandbox, "until grep -q inner /inner; do :; done").await?;
+
+    let fork = sandbox.fork(1).await?.remove(0);
+    // The program finds its connection gone.
+    say(&fork, "until [ -s /ended ]; do :; done").await?;
+    assert_eq!(say(&fork, "cat /got").await?, "before");
+    // The inner one is as it was: the end that listened is connected.
+    let open = "cat /proc/net/tcp* | grep -c ':0051 .* 01 '";
+    assert_eq!(say(&fork, open).await?, "1");
+
+    peer.write_all(b"after")?;
+    say(
+        &sandbox,
+        "until grep -q after /got; do :; done; [ ! -e /ended ]",
+    )
+    .await?;
+    drop(fork);
+    peer.shutdown(std::net::Shutdown::Write)?;
+    let mut rest = Vec::new();
+    peer.read_to_end(&mut rest)?;
+    Ok(())
+}
+
+/// With a disk, that is saved as well.
+pub(crate) async fn a_snapshot_is_gone_on_from_as_often_as_needed() -> anyhow::Result<()> {
+    let name = format!("it-snapshot-{}", std::process::id());
+    let home = lab::home();
+    let snapshots = Snapshots::open(&home);
+    let sandbox = lab::builder(lab::BUSYBOX)
+        .await?
+        .disk_mib(64)
+        .create()
+        .await?;
+    let _resident = resident(&sandbox).await?;
+    say(&sandbox, "echo first > /root/file").await?;
+    sandbox.snapshot(&name).await?;
+    let again = sandbox.snapshot(&name).await.expect_err("it is taken");
+    assert!(again.to_string().contains("exists already"), "{again}");
+    say(&sandbox, "echo later > /root/file").await?;
+    let parent = sandbox.spec().name.clone();
+    sandbox.kill().await?;
+
+    let listed = snapshots.list();
+    let listed = listed.iter().find(|it| it.name == name).expect("listed");
+    assert_eq!(listed.sandbox.as_ref(), Some(&parent));
+    assert_eq!(listed.damage, None);
+    let restore = || {
+        Sandbox::from_snapshot(&name)
+            .home(home.clone())
+            .env("NEW", "1")
+    };
+    let (one, two) = tokio::try_join!(restore().create(), restore().create())?;
+    assert_ne!(one.spec().name, two.spec().name);
+    for (sandbox, n) in [(&one, 1), (&two, 1), (&one, 2)] {
+        assert_eq!(ask(sandbox, "echo $n").await?, n.to_string());
+        assert_eq!(say(sandbox, "cat /root/file; echo $NEW").await?, "first\n1");
+    }
+    say(&one, "echo one > /root/file; sync").await?;
+    assert_eq!(say(&two, "cat /root/file").await?, "first");
+
+    // One byte is enough.
+    let ram = home.path().join("snapshots").join(&name).join("ram");
+    let file = fs::File::options().write(true).open(&ram)?;
+    file.write_all_at(b"?", file.metadata()?.len() / 2)?;
+    drop(file);
+    let refused = restore().create().await.expect_err("it is damaged");
+    assert!(refused.to_string().contains("damaged"), "{refused}");
+    assert!(refused.hint().is_some());
+    // Those that run are not disturbed, and it is told of.
+    assert_eq!(ask(&two, "echo $n").await?, "2");
+    let listed = snapshots.list();
+    let listed = listed.iter().find(|it| it.name == name).expect("listed");
+    assert!(listed.damage.is_some());
+    snapshots.remove(&name)?;
+    let gone = restore().create().await.expect_err("it is removed");
+    assert!(gone.to_string().contains("no snapshot"), "{gone}");
+    Ok(())
+}
+
+pub(crate) async fn a_paused_sandbox_waits() -> anyhow::Result<()> {
+    let sandbox = lab::builder(lab::BUSYBOX)
+        .await?
+        .keep(true)
+        .create()
+        .await?;
+    let name = sandbox.spec().name.clone();
+    let handle = msb_sdk::SandboxHandle::find(&lab::home(), &name).await?;
+    let _resident = resident(&sandbox).await?;
+    sandbox.pause().await?;
+    assert_eq!(handle.status().await?.status, Status::Paused);
+    let refused = sandbox.snapshot("never").await.expect_err("it is paused");
+    assert!(refused.to_string().contains("paused"), "{refused}");
+    let running = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.connect().await?.exec("echo", ["ran"]).await }
+    });
+    sandbox.resume().await?;
+    assert_eq!(running.await??.stdout()?, "ran\n");
+    assert_eq!(handle.status().await?.status, Status::Running);
+    assert_eq!(ask(&sandbox, "echo $n").await?, "1");
+    // One that is held can still be stopped in order.
+    sandbox.pause().await?;
+    sandbox.stop_and_wait().await?;
+    assert_eq!(handle.status().await?.status, Status::Stopped);
+    handle.remove().await?;
+    Ok(())
+}
+
+pub(crate) async fn an_engine_that_cannot_says_so() -> anyhow::Result<()> {
+    let count = lab::sandbox().await?.fork(0).await;
+    assert!(matches!(count, Err(Error::InvalidSetting { .. })));
+    // Where krun runs, it is asked; elsewhere that it does not run is told first.
+    let krun = lab::builder(lab::BUSYBOX).await?.engine(EngineKind::Krun);
+    if let Ok(sandbox) = krun.create().await {
+        for refused in [
+            sandbox.pause().await,
+            sandbox.snapshot("never").await,
+            sandbox.fork(1).await.map(drop),
+        ] {
+            let refused = refused.expect_err("krun can't").to_string();
+            assert!(refused.contains("krun does not support"), "{refused}");
+        }
+    }
+    Ok(())
+}
