@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod life;
+mod snapshot;
 
 pub(crate) use self::life::{
     CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StopArgs,
 };
+pub(crate) use self::snapshot::{ForkArgs, SnapshotArgs, SnapshotCommand};
 use crate::size::parse_mebibytes;
 
 /// Run container images in microVMs: no server, no daemon, no root.
@@ -51,6 +53,14 @@ pub(crate) enum Command {
     Restart(StopArgs),
     /// Stop sandboxes at once
     Kill(NamesArgs),
+    /// Hold sandboxes: nothing in them runs, and they keep their memory
+    Pause(NamesArgs),
+    /// Let sandboxes go on that were paused
+    Resume(NamesArgs),
+    /// Make sandboxes that go on from where one is
+    Fork(ForkArgs),
+    /// Save sandboxes while they run, and list or remove what was saved
+    Snapshot(SnapshotArgs),
     /// Remove sandboxes and their files
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -103,8 +113,15 @@ pub(crate) struct RunArgs {
     pub(crate) tty: bool,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
+    /// Go on from a snapshot instead of starting from an image; its settings are those of what was saved
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = [
+        "cpus", "memory", "workdir", "user", "disk", "pull", "min_isolation", "engine", "rm",
+        "net", "net_rule", "policy", "block_domain", "dns", "upload", "download", "opens", "pcap",
+    ])]
+    pub(crate) from_snapshot: Option<String>,
     /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…
-    pub(crate) image: String,
+    #[arg(required_unless_present = "from_snapshot")]
+    pub(crate) image: Option<String>,
     /// Program and arguments to run instead of the image's own
     #[arg(
         trailing_var_arg = true,

@@ -68,6 +68,12 @@ impl Sandbox {
         &self.image
     }
 
+    /// Where its state lies.
+    #[must_use]
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
     /// How it was started.
     #[must_use]
     pub fn report(&self) -> &StartReport {

@@ -152,7 +152,7 @@ impl Sandbox {
     /// They end with this process; [`Sandbox::fork_detached`] makes others.
     ///
     /// ```no_run
-    /// # async fn demo(sandbox: msb_sdk::Sandbox) -> Result<(), msb_sdk::Error> {
+    /// # async fn demo(sandbox: msb_sdk::Sandbox) -> Result<(), Box<dyn std::error::Error>> {
     /// for child in sandbox.fork(3).await? {
     ///     println!("{}", child.exec("hostname", [""; 0]).await?.stdout()?);
     /// }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use msb_sdk::{ExecOptions, Sandbox, SandboxBuilder};
 
+use super::restore;
 use crate::args::RunArgs;
 use crate::network::NetLog;
 use crate::progress::Display;
@@ -11,21 +12,26 @@ use crate::session::{Session, forwarded_signals};
 use crate::{Failure, sandbox, terminal};
 
 /// Runs the program and returns its exit code.
-pub(crate) async fn run(args: RunArgs) -> Result<u8, Failure> {
+pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
+    if let Some(snapshot) = args.from_snapshot.take() {
+        return restore::run(args, &snapshot).await;
+    }
+    // The command line has it, where it has no snapshot.
+    let image = args.image.take().unwrap_or_default();
     let name = match &args.name {
         Some(name) => name.clone(),
         None => sandbox::unique_name()?,
     };
-    let builder = sandbox::builder(&name, &args.image, &args.sandbox, &args.network)?;
+    let builder = sandbox::builder(&name, &image, &args.sandbox, &args.network)?;
     if args.detach {
         let builder = builder.keep(!args.rm).command(words(&args.command)?);
-        return detached(builder, &args.image, args.sandbox.quiet).await;
+        return detached(builder, &image, args.sandbox.quiet).await;
     }
     let keep = args.name.is_some() && !args.rm;
     let session = Session::new(args.interactive, args.tty)?;
     let log = NetLog::open(&args.network)?;
     let mut signals = forwarded_signals();
-    let display = Display::new(&args.image, args.sandbox.quiet);
+    let display = Display::new(&image, args.sandbox.quiet);
     let shown = display.clone();
     let builder = builder
         .keep(keep)
@@ -97,7 +103,7 @@ pub(crate) async fn detached(
     Ok(0)
 }
 
-fn tell_ports(sandbox: &Sandbox) {
+pub(super) fn tell_ports(sandbox: &Sandbox) {
     for port in &sandbox.report().ports {
         let (host, guest) = (port.host, port.guest);
         terminal::complain(&format!("port {guest} of the guest is at {host}"));

@@ -4,6 +4,7 @@
 //! where they are.
 
 mod errors;
+mod forks;
 mod images;
 mod kill;
 mod lab;

@@ -80,17 +80,22 @@ fn bare(text: &str) -> String {
         .collect()
 }
 
-pub(crate) async fn the_guide_to_files_holds() -> anyhow::Result<()> {
-    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/files.md"))?;
-    let here = bare(include_str!("guide.rs"));
+/// Checks that each block of a guide is in the text of the tests.
+pub(crate) fn check(guide: &str, here: &str, count: usize) {
+    let here = bare(here);
     let blocks: Vec<&str> = guide.split("```rust,no_run\n").skip(1).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), count);
     for block in blocks {
         let code = block.split("```").next().unwrap_or_default();
         let code = code.lines().filter(|line| !line.starts_with("use "));
         let code = code.collect::<Vec<_>>().join("\n");
         assert!(here.contains(&bare(&code)), "not run here:\n{code}");
     }
+}
+
+pub(crate) async fn the_guide_to_files_holds() -> anyhow::Result<()> {
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/files.md"))?;
+    check(&guide, include_str!("guide.rs"), 3);
 
     let host = tempfile::tempdir()?;
     std::env::set_current_dir(host.path())?;

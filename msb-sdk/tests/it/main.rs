@@ -44,7 +44,7 @@ tests! {
         operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
     forks: forks_go_on_as_others, connections_are_the_first_ones,
         a_snapshot_is_gone_on_from_as_often_as_needed, a_paused_sandbox_waits,
-        an_engine_that_cannot_says_so;
+        an_engine_that_cannot_says_so, the_guide_to_snapshots_holds;
     guide: the_guide_to_files_holds;
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
     program: the_program_that_people_write;

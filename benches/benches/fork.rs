@@ -1,0 +1,152 @@
+//! How long until forks of a running interpreter run code, and what holding and saving cost.
+//!
+//! The interpreter has 200 MB of state, and answers one line at a time through a pipe. What
+//! is measured ends when every fork has evaluated an expression over that state.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use msb_benches::conditions::Conditions;
+use msb_benches::program;
+use msb_benches::report::{self, Row, Unit};
+use msb_sdk::{EngineKind, ExecEvent, Home, Images, Sandbox, Snapshots};
+use tempfile::TempDir;
+
+/// How the image is called in the bench's own store.
+const IMAGE: &str = "bench/python:latest";
+
+/// The interpreter's program: its state, and a loop.
+const PROGRAM: &str = "
+import os
+data = bytearray(b'0123456789abcdef' * (200 * 1000 * 1000 // 16))
+os.mkfifo('/ask'); os.mkfifo('/answer')
+print('ready', flush=True)
+while True:
+    with open('/ask') as ask:
+        line = ask.readline()
+    with open('/answer', 'w') as answer:
+        print(eval(line), file=answer)
+";
+
+/// What the forks are asked: their names, and a little of the state.
+const ASK: &str = "echo 'os.uname().nodename, len(data), data[199999999]' > /ask; \
+     read line < /answer; echo \"$line\"";
+
+/// Goal for ten forks that run code, in milliseconds.
+const TEN: f64 = 600.0;
+
+fn main() -> Result<()> {
+    msb_sdk::supervisor_hook();
+    let conditions = Conditions::look()?;
+    program::require(&["qemu-system-x86_64"])?;
+    let scratch = conditions.scratch()?;
+    let home = home(&conditions, &scratch)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let rounds = conditions.rounds(2, 10);
+    let rows = runtime.block_on(measure(&conditions, &home, rounds))?;
+    println!("\n{}", report::table(&rows));
+    report::write(&conditions.kept("fork.json"), &conditions.json(), &rows)
+}
+
+async fn measure(conditions: &Conditions, home: &Home, rounds: usize) -> Result<Vec<Row>> {
+    let layout = conditions.image("python")?;
+    Images::open(home)?.import(&layout, IMAGE, |_| ()).await?;
+    let builder = Sandbox::builder("bench").image(IMAGE).home(home.clone());
+    let sandbox = builder.engine(EngineKind::Qemu).create().await?;
+    let words = ["-c", PROGRAM];
+    let mut python = sandbox
+        .exec_with(msb_sdk::ExecOptions::new("python3", words))
+        .await?;
+    let begun = python.recv().await;
+    ensure!(
+        begun == Some(ExecEvent::Stdout("ready\n".into())),
+        "{begun:?}"
+    );
+    check(&sandbox, sandbox.spec().name.clone()).await?;
+
+    let mut rows = Vec::new();
+    for (count, name) in [
+        (1, "1 fork of 200 MB of Python: runs code"),
+        (10, "10 forks: all run code"),
+        (50, "50 forks: all run code"),
+    ] {
+        let mut all = Row::new(name, Unit::Ms);
+        if count == 10 {
+            all = all.at_most(TEN);
+        }
+        let mut made = Row::new("  of it: fork()", Unit::Ms);
+        for _ in 0..rounds {
+            let begin = Instant::now();
+            let forks = sandbox.fork(count).await?;
+            made.push_time(begin.elapsed());
+            let forks: Vec<_> = forks
+                .into_iter()
+                .map(|fork| {
+                    tokio::spawn(async move {
+                        check(&fork, fork.spec().name.clone()).await?;
+                        Ok::<Sandbox, anyhow::Error>(fork)
+                    })
+                })
+                .collect();
+            let mut ran = Vec::with_capacity(count);
+            for fork in forks {
+                ran.push(fork.await??);
+            }
+            all.push_time(begin.elapsed());
+            for fork in ran {
+                fork.kill().await?;
+            }
+        }
+        rows.extend([all, made]);
+    }
+    rows.extend(keep(&sandbox, home, rounds).await?);
+    sandbox.kill().await?;
+    Ok(rows)
+}
+
+/// Snapshots that stay, and holding.
+async fn keep(sandbox: &Sandbox, home: &Home, rounds: usize) -> Result<Vec<Row>> {
+    let mut save = Row::new("snapshot(), written out with digests", Unit::Ms);
+    let mut create = Row::new("from_snapshot(): runs code", Unit::Ms);
+    let mut pause = Row::new("pause()", Unit::Ms);
+    let mut resume = Row::new("resume()", Unit::Ms);
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        sandbox.snapshot("bench").await?;
+        save.push_time(begin.elapsed());
+        let begin = Instant::now();
+        let copy = Sandbox::from_snapshot("bench").home(home.clone());
+        let copy = copy.create().await?;
+        check(&copy, copy.spec().name.clone()).await?;
+        create.push_time(begin.elapsed());
+        copy.kill().await?;
+        Snapshots::open(home).remove("bench")?;
+        let begin = Instant::now();
+        sandbox.pause().await?;
+        pause.push_time(begin.elapsed());
+        let begin = Instant::now();
+        sandbox.resume().await?;
+        resume.push_time(begin.elapsed());
+    }
+    Ok(vec![save, create, pause, resume])
+}
+
+async fn check(sandbox: &Sandbox, name: String) -> Result<()> {
+    let output = sandbox.exec("/bin/sh", ["-c", ASK]).await?;
+    let expected = format!("('{name}', 200000000, 102)\n");
+    ensure!(output.stdout()? == expected, "{output:?} is not {expected}");
+    Ok(())
+}
+
+/// A home of the bench's own.
+fn home(conditions: &Conditions, scratch: &TempDir) -> Result<Home> {
+    let path = scratch.path().join("home");
+    fs::create_dir_all(&path)?;
+    symlink(conditions.guest()?, path.join("guest"))?;
+    Ok(Home::at(path)?)
+}

@@ -1,0 +1,59 @@
+//! Arguments of the commands that save sandboxes and go on from them.
+
+use clap::Subcommand;
+
+use super::FormatArg;
+
+/// Arguments of `msb snapshot`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    pub(crate) command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Save a sandbox while it runs, with everything that runs in it
+    #[command(after_help = "\
+Example:
+  msb snapshot create app warm
+  msb run --from-snapshot warm -- ps")]
+    Create {
+        /// Name of the sandbox
+        #[arg(value_name = "SANDBOX")]
+        sandbox: String,
+        /// Name of the snapshot
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+    },
+    /// List snapshots
+    #[command(visible_alias = "list")]
+    Ls {
+        /// How to print the list
+        #[arg(long, value_name = "FORMAT", default_value = "table")]
+        format: FormatArg,
+    },
+    /// Remove snapshots; sandboxes that go on from them are not touched
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Names of snapshots
+        #[arg(required = true, value_name = "SNAPSHOT")]
+        snapshots: Vec<String>,
+    },
+}
+
+/// Arguments of `msb fork`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Each fork has all that runs in the sandbox, and a host name, addresses and random numbers of its own. The
+sandbox goes on.
+
+Example:
+  msb fork app 3")]
+pub(crate) struct ForkArgs {
+    /// Name of the sandbox, which runs
+    pub(crate) name: String,
+    /// How many forks to make
+    #[arg(value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) count: u16,
+}

@@ -1,0 +1,72 @@
+//! `msb snapshot`.
+
+use std::time::SystemTime;
+
+use msb_sdk::{Home, Sandbox, SnapshotInfo, Snapshots};
+use serde_json::json;
+
+use crate::args::{FormatArg, SnapshotArgs, SnapshotCommand};
+use crate::size::human;
+use crate::table::{self, age};
+use crate::{Failure, terminal};
+
+/// Makes, lists or removes.
+pub(crate) async fn run(args: SnapshotArgs) -> Result<u8, Failure> {
+    let snapshots = Snapshots::open(&Home::from_env()?);
+    match args.command {
+        SnapshotCommand::Create { sandbox, snapshot } => {
+            let sandbox = Sandbox::get(&sandbox).await?.connect().await?;
+            sandbox.snapshot(&snapshot).await?;
+            terminal::say(&snapshot)?;
+        }
+        SnapshotCommand::Ls {
+            format: FormatArg::Table,
+        } => table(&snapshots.list())?,
+        SnapshotCommand::Ls {
+            format: FormatArg::Json,
+        } => json(&snapshots.list())?,
+        SnapshotCommand::Rm { snapshots: names } => {
+            for name in &names {
+                snapshots.remove(name)?;
+                terminal::say(name)?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn table(snapshots: &[SnapshotInfo]) -> Result<(), Failure> {
+    let heading = ["SNAPSHOT", "SANDBOX", "IMAGE", "SIZE", "CREATED", "STATE"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+    rows.extend(snapshots.iter().map(|snapshot| {
+        let state = snapshot.damage.as_ref().map_or("whole", |_| "damaged");
+        vec![
+            snapshot.name.clone(),
+            or_none(&snapshot.sandbox),
+            or_none(&snapshot.image),
+            human(snapshot.bytes),
+            age(snapshot.created),
+            state.to_owned(),
+        ]
+    }));
+    table::print(&rows, &[3])
+}
+
+fn json(snapshots: &[SnapshotInfo]) -> Result<(), Failure> {
+    let seconds = |time: SystemTime| {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    };
+    let list = snapshots.iter().map(|snapshot| {
+        json!({
+            "name": snapshot.name,
+            "sandbox": snapshot.sandbox,
+            "image": snapshot.image,
+            "size": snapshot.bytes,
+            "created": seconds(snapshot.created),
+            "damage": snapshot.damage,
+        })
+    });
+    terminal::say(&serde_json::Value::Array(list.collect()).to_string())
+}

@@ -1,0 +1,174 @@
+//! Sandboxes that are held, saved and forked by their names.
+
+use std::fs;
+use std::path::Path;
+
+use crate::lab::{BUSYBOX, Lab, alive, finish, signal, until};
+
+/// A program that counts in its memory, one for each line that it is given.
+const COUNTS: &str = "mkfifo /ask /answer; n=0; echo ready; \
+     while read line < /ask; do n=$((n + 1)); echo $n > /answer; done";
+
+/// Has it count.
+const COUNT: &str = "echo > /ask; cat /answer";
+
+fn begin(lab: &Lab, name: &str) {
+    let args = [
+        "run", "-q", "-d", "--rm", "--name", name, BUSYBOX, "--", "sh", "-c", COUNTS,
+    ];
+    finish(&mut lab.msb(args), b"").success();
+    until("it counts", || {
+        finish(&mut lab.msb(["logs", name]), b"").success() == "ready\n"
+    });
+}
+
+#[test]
+fn sandboxes_are_forked_and_gone_on_from() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    let exec = |name: &str, script: &str| msb(&["exec", name, "--", "sh", "-c", script]).success();
+    begin(&lab, "app");
+    assert_eq!(exec("app", COUNT), "1\n");
+
+    let forks = msb(&["fork", "app", "2"]).success();
+    assert_eq!(forks, "app-1\napp-2\n");
+    assert_eq!(exec("app-1", COUNT), "2\n");
+    assert_eq!(exec("app-1", COUNT), "3\n");
+    assert_eq!(exec("app-2", &format!("{COUNT}; hostname")), "2\napp-2\n");
+    assert_eq!(exec("app", "hostname"), "app\n");
+
+    assert_eq!(
+        msb(&["snapshot", "create", "app", "warm"]).success(),
+        "warm\n"
+    );
+    assert_eq!(exec("app", COUNT), "2\n");
+    let listed = msb(&["snapshot", "ls", "--format", "json"]).success();
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed[0]["name"], "warm");
+    assert_eq!(listed[0]["sandbox"], "app");
+    assert!(msb(&["snapshot", "ls"]).success().contains("whole"));
+    let run = msb(&[
+        "run",
+        "-q",
+        "--from-snapshot",
+        "warm",
+        "-e",
+        "A=5",
+        "--",
+        "sh",
+        "-c",
+        &format!("{COUNT}; echo $A"),
+    ]);
+    assert_eq!(run.success(), "2\n5\n");
+    let other = [
+        "run",
+        "-q",
+        "--from-snapshot",
+        "warm",
+        "-d",
+        "--name",
+        "other",
+    ];
+    assert_eq!(msb(&other).success(), "other\n");
+    assert_eq!(exec("other", COUNT), "2\n");
+
+    assert_eq!(msb(&["pause", "other"]).success(), "other\n");
+    assert!(msb(&["ps"]).success().contains("paused"));
+    let held = msb(&["snapshot", "create", "other", "never"]);
+    assert_eq!(held.code, Some(125), "{held:?}");
+    assert!(held.stderr.contains("paused"), "{held:?}");
+    assert_eq!(msb(&["resume", "other"]).success(), "other\n");
+    assert_eq!(exec("other", COUNT), "3\n");
+
+    for (args, says) in [
+        (
+            &["run", "--from-snapshot", "nothing", "--", "true"][..],
+            "no snapshot",
+        ),
+        (&["run", "--from-snapshot", "warm"], "no program"),
+        (
+            &["run", "--from-snapshot", "../warm", "--", "true"],
+            "not a name",
+        ),
+        (&["snapshot", "create", "app", "warm"], "exists already"),
+        (&["snapshot", "create", "app", "a/b"], "not a name"),
+        (&["fork", "nobody"], "no sandbox"),
+    ] {
+        let refused = msb(args);
+        assert_eq!(refused.code, Some(125), "{args:?} {refused:?}");
+        assert!(refused.stderr.contains(says), "{args:?} {refused:?}");
+        // What is wrong with a name says what a right one is.
+        let helps = refused.stderr.contains("hint: ") || says == "not a name";
+        assert!(helps, "{args:?} {refused:?}");
+    }
+    msb(&["rm", "-f", "app", "app-1", "app-2", "other"]).success();
+    let needed = msb(&["image", "rm", BUSYBOX]);
+    assert!(needed.stderr.contains("the snapshot warm"), "{needed:?}");
+    msb(&["snapshot", "rm", "warm"]).success();
+    msb(&["image", "rm", BUSYBOX]).success();
+    assert_eq!(lab.sandboxes(), [""; 0]);
+}
+
+/// Whoever is killed while a snapshot is made leaves a whole one or none.
+#[test]
+fn a_supervisor_that_is_killed_leaves_a_whole_snapshot_or_none() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    let folder = lab.home().join("snapshots");
+    let draft = |part: &str| folder.join(".one.draft").join(part);
+    type Reached = fn(&Path) -> bool;
+    let exists: Reached = Path::exists;
+    let filled: Reached = |path| fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    let steps = [
+        (draft(""), exists),
+        (draft("state"), filled),
+        (draft("ram"), exists),
+        (draft("about"), exists),
+        (draft("meta.json"), exists),
+        (folder.join("one"), exists),
+    ];
+    for (number, (place, reached)) in steps.iter().enumerate() {
+        let name = format!("app{number}");
+        begin(&lab, &name);
+        let told = msb(&["inspect", &name]).success();
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        let pid = |key: &str| told[0][key].as_u64().expect("a process id") as u32;
+        let (supervisor, vmm) = (pid("supervisor_pid"), pid("vmm_pid"));
+        let mut making = lab.msb(["snapshot", "create", &name, "one"]);
+        let mut making = making.spawn().expect("spawn");
+        until("it is there, or was", || {
+            reached(place) || folder.join("one").exists()
+        });
+        signal(supervisor, "KILL");
+        making.wait().expect("wait");
+        until("its machine is gone", || !alive(vmm));
+
+        // The name is free, or the snapshot is whole.
+        let listed = msb(&["snapshot", "ls", "--format", "json"]).success();
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        if listed.as_array().is_some_and(|list| !list.is_empty()) {
+            assert!(listed[0]["damage"].is_null(), "{listed}");
+            let run = msb(&[
+                "run",
+                "-q",
+                "--from-snapshot",
+                "one",
+                "--",
+                "sh",
+                "-c",
+                COUNT,
+            ]);
+            assert_eq!(run.success(), "1\n");
+            msb(&["snapshot", "rm", "one"]).success();
+        }
+        begin(&lab, "next");
+        msb(&["snapshot", "create", "next", "one"]).success();
+        msb(&["snapshot", "rm", "one"]).success();
+        msb(&["rm", "-f", "next"]).success();
+        let left: Vec<_> = fs::read_dir(&folder).expect("read").collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    assert_eq!(lab.sandboxes(), [""; 0]);
+}
