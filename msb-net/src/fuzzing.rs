@@ -87,16 +87,21 @@ fn answer(gateway: &mut Gateway, now: Duration, action: &Action) {
         }
         Action::Shutdown(flow) => gateway.finish(*flow),
         Action::Send {
-            flow, to, payload, ..
+            flow,
+            to,
+            datagrams,
+            ..
         } => {
-            let mut payload = payload.clone();
-            if to.port() == dns::PORT
-                && let Some(flags) = payload.get_mut(2)
-            {
-                // What comes back to a query is an answer.
-                *flags |= 0x80;
+            for datagram in datagrams.iter() {
+                let mut payload = datagram.to_vec();
+                if to.port() == dns::PORT
+                    && let Some(flags) = payload.get_mut(2)
+                {
+                    // What comes back to a query is an answer.
+                    *flags |= 0x80;
+                }
+                gateway.datagram(now, *flow, &payload);
             }
-            gateway.datagram(now, *flow, &payload);
         }
         Action::Echo {
             flow,

@@ -32,6 +32,7 @@
 //! but itself, and a slow upstream closes only its own flow's window.
 
 mod bucket;
+mod datagrams;
 mod dns;
 mod echo;
 mod event;
@@ -61,6 +62,7 @@ use std::time::Duration;
 
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol};
 
+pub use self::datagrams::Datagrams;
 use self::dns::Resolver;
 use self::echo::EchoTable;
 use self::event::Events;
@@ -248,7 +250,7 @@ pub enum Action {
         /// Whether it was cut off, so that the upstream should be as well.
         reset: bool,
     },
-    /// Send a UDP datagram, from a socket that belongs to this flow alone.
+    /// Send UDP datagrams, from a socket that belongs to this flow alone.
     Send {
         /// For this flow.
         flow: FlowId,
@@ -256,8 +258,8 @@ pub enum Action {
         to: SocketAddr,
         /// In this way.
         handling: Handling,
-        /// These bytes.
-        payload: Vec<u8>,
+        /// These, which came one right after the other.
+        datagrams: Datagrams,
     },
     /// Send an echo request, from a socket that belongs to this flow alone. The
     /// identifier is the socket's; the reply is for [`Gateway::echo_reply`].

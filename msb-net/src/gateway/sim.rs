@@ -378,10 +378,12 @@ impl Sim {
                 flow,
                 to,
                 handling,
-                payload,
+                datagrams,
             } => {
-                self.handlings.push(handling);
-                self.datagrams.push((flow, to, payload));
+                for payload in datagrams.iter() {
+                    self.handlings.push(handling);
+                    self.datagrams.push((flow, to, payload.to_vec()));
+                }
             }
             action @ Action::Echo { .. } => self.echoes.push(action),
             Action::Intercept(own) => self.intercepted.push(*own),

@@ -8,6 +8,7 @@ mod offload;
 mod path;
 mod pieces;
 mod throttle;
+mod together;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use smoltcp::wire::{UdpPacket, UdpRepr};
 
+use super::datagrams::Datagrams;
 use super::dns::Via;
 use super::event::{DropReason, Ended, Event};
 use super::packet::Packet;
-use super::{Action, FlowId, FlowMap, Gateway, MAX_ACTIONS, PublishedId, policy};
+use super::{Action, FlowId, FlowMap, Gateway, Handling, MAX_ACTIONS, PublishedId, policy};
 use crate::dns;
 
 /// How long a flow is kept after its last datagram.
@@ -138,19 +139,36 @@ impl Gateway {
         if !self.throttle.up.pass(now, datagram.payload().len()) {
             return self.events.dropped(DropReason::RateLimit);
         }
-        let payload = datagram.payload().to_vec();
+        let payload = datagram.payload();
         let mut peer = None;
         if let Some(flow) = self.udp.touch(now, id) {
             flow.sent += payload.len() as u64;
             peer = flow.origin.map(|(_, peer)| peer);
         }
         let to = peer.unwrap_or_else(|| self.dial(to, ports.dst_port));
-        self.actions.push_back(Action::Send {
-            flow: id,
+        let handling = packet.handling();
+        if !self.join_last((id, to), handling, payload) {
+            self.actions.push_back(Action::Send {
+                flow: id,
+                to,
+                handling,
+                datagrams: Datagrams::one(payload.to_vec()),
+            });
+        }
+    }
+
+    /// Adds a datagram to those before it, if they go the same way.
+    fn join_last(&mut self, way: (FlowId, SocketAddr), how: Handling, payload: &[u8]) -> bool {
+        let Some(Action::Send {
+            flow,
             to,
-            handling: packet.handling(),
-            payload,
-        });
+            handling,
+            datagrams,
+        }) = self.actions.back_mut()
+        else {
+            return false;
+        };
+        ((*flow, *to), *handling) == (way, how) && datagrams.push(payload)
     }
 
     /// The guest says that nobody receives what came from `far` to its end `guest`. A flow

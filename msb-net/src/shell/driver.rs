@@ -30,7 +30,7 @@ use super::ping::Ping;
 use super::published::{Client, Fallback, Offers};
 use super::stream::{Stream, Turn};
 use super::{Command, Feed};
-use crate::gateway::{Action, FlowId, FlowMap, Gateway, Handling, Intercepted};
+use crate::gateway::{Action, Datagrams, FlowId, FlowMap, Gateway, Handling, Intercepted};
 use crate::journal::Entry;
 
 /// Events taken from the system at once.
@@ -334,8 +334,8 @@ impl Driver {
                     flow,
                     to,
                     handling,
-                    payload,
-                } => self.send(now, (flow, to), handling, &payload),
+                    datagrams,
+                } => self.send(now, (flow, to), handling, &datagrams),
                 Action::Echo {
                     flow,
                     to,
@@ -412,9 +412,9 @@ impl Driver {
         now: Duration,
         (id, to): (FlowId, std::net::SocketAddr),
         handling: Handling,
-        payload: &[u8],
+        datagrams: &Datagrams,
     ) {
-        if self.offers.send(id, payload) {
+        if self.offers.send(id, datagrams) {
             return;
         }
         if !self.flows.contains_key(&id) {
@@ -428,11 +428,16 @@ impl Driver {
                     let datagram = Upstream::Datagram(Datagram::new(fd));
                     self.flows.insert(id, datagram);
                 }
-                Err(error) => return self.failed(now, id, &error, payload),
+                Err(error) => {
+                    for datagram in datagrams.iter() {
+                        self.failed(now, id, &error, datagram);
+                    }
+                    return;
+                }
             }
         }
         if let Some(Upstream::Datagram(datagram)) = self.flows.get_mut(&id)
-            && datagram.send(handling, payload).is_err()
+            && datagram.send(handling, datagrams).is_err()
         {
             // What it was is in the socket's queue.
             datagram.failed = true;

@@ -16,7 +16,7 @@ use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, Socket
 
 use crate::Error;
 use crate::error::PortRefusal;
-use crate::gateway::{FlowId, Gateway, PublishedId};
+use crate::gateway::{Datagrams, FlowId, Gateway, PublishedId};
 use crate::publish::{Protocol, Publish};
 
 /// Clients taken, and datagrams, before the flows have their turn.
@@ -222,13 +222,15 @@ impl Offers {
     }
 
     /// Sends a datagram of a flow that came from outside; false if it did not.
-    pub(super) fn send(&self, flow: FlowId, payload: &[u8]) -> bool {
+    pub(super) fn send(&self, flow: FlowId, datagrams: &Datagrams) -> bool {
         let Some((id, peer)) = self.origins.get(&flow) else {
             return false;
         };
         if let Some(offer) = self.ports.get(id) {
-            // What the socket does not take is lost, as anywhere on the way.
-            let _ = net::sendto(&offer.socket, payload, SendFlags::NOSIGNAL, peer);
+            for datagram in datagrams.iter() {
+                // What the socket does not take is lost, as anywhere on the way.
+                let _ = net::sendto(&offer.socket, datagram, SendFlags::NOSIGNAL, peer);
+            }
         }
         true
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::super::event::DropReason;
 use super::super::tcp::mix;
-use super::super::{Action, FlowId, Gateway, Handling};
+use super::super::{Action, Datagrams, FlowId, Gateway, Handling};
 use super::{Kept, Subject, Verdicts, Via};
 use crate::dns::{
     self, Body, FLAG_CHECKING_DISABLED, FLAG_DNSSEC_OK, Note, Query, Rcode, Source, UDP_SIZE,
@@ -192,13 +192,11 @@ impl Gateway {
             Action::Connect { flow, to }
         } else {
             pending.wire = None;
-            let payload = message;
-            let handling = Handling::default();
             Action::Send {
                 flow,
                 to,
-                handling,
-                payload,
+                handling: Handling::default(),
+                datagrams: Datagrams::one(message),
             }
         };
         let patience = if stream { STREAM_PATIENCE } else { patience };

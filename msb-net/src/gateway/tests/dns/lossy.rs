@@ -111,9 +111,12 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Send { flow, payload, .. } => {
+            Action::Send {
+                flow, datagrams, ..
+            } => {
                 assert!(self.sockets.insert(flow), "one query, one socket");
-                self.datagram(flow, &payload);
+                assert_eq!(datagrams.count(), 1);
+                self.datagram(flow, datagrams.bytes());
             }
             Action::Connect { flow, .. } => {
                 assert!(self.sockets.insert(flow));
