@@ -1,19 +1,23 @@
 //! What a guest's network can do, through `msb-net` and through others of its
-//! kind: `slirp4netns` and `pasta` (passt), each behind a TAP device, with the
-//! same host, servers and loads, in turn.
+//! kind, with the same host, servers and loads, in turn:
 //!
-//! Peers have the settings they are usually fast with. Ours runs as the example
-//! `jail` with its default policy, so every flow is judged. gvisor-tap-vsock is
-//! no Debian package and not among them.
+//! - those that are given a TAP device: the example `jail`, `slirp4netns`, `pasta`;
+//! - those that speak the framing of QEMU's sockets, behind the same bridge to a TAP
+//!   device: the example `gateway`, `passt`, and gvisor-tap-vsock (`gvproxy`) where it
+//!   is installed: Debian has it since 13.
+//!
+//! Peers have the settings they are usually fast with. Ours has its default policy,
+//! so every flow is judged.
 //!
 //! `MSB_BENCH_NET=words` measures only what has one of these words in its name.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use msb_benches::conditions::Conditions;
-use msb_benches::net::{CONTENDERS, Contender, Idle, Lab, Load, Running, Servers, Way};
+use msb_benches::net::{
+    BRIDGED, CONTENDERS, Contender, Idle, Lab, Load, Programs, Running, Servers, Way,
+};
 use msb_benches::program;
 use msb_benches::report::{self, Unit};
 use msb_benches::versus::{self, Better, Versus};
@@ -23,6 +27,9 @@ const MTUS: [u16; 2] = [65_520, 1500];
 
 /// Idle connections whose memory is measured.
 const IDLE: [usize; 2] = [1000, 10_000];
+
+/// With so many of them the gateway's rest is measured.
+const AT_REST: usize = IDLE[0];
 
 /// Bulk data is measured at each MTU, and the processor time it costs with it.
 const BULK: [(&str, Load); 7] = [
@@ -61,7 +68,9 @@ fn main() -> Result<()> {
         "iperf3",
         "nginx",
         "nsenter",
+        "passt",
         "pasta",
+        "qemu-system-x86_64",
         "setpriv",
         "slirp4netns",
         "sysctl",
@@ -72,7 +81,10 @@ fn main() -> Result<()> {
     let lab = Lab::new()?;
     let _servers = Servers::start(&lab, scratch.path())?;
     let bench = Bench {
-        jail: conditions.jail()?,
+        programs: Programs {
+            jail: conditions.example("jail")?,
+            gateway: conditions.example("gateway")?,
+        },
         lab,
         time: Duration::from_secs(if conditions.quick { 1 } else { 3 }),
         rounds: conditions.rounds(1, 3),
@@ -80,16 +92,20 @@ fn main() -> Result<()> {
     };
     let mut results = Vec::new();
     for mtu in MTUS {
-        results.extend(bench.traffic(mtu)?);
+        results.extend(bench.traffic(mtu, &CONTENDERS, "")?);
     }
-    results.extend(bench.memory()?);
+    results.extend(bench.rest()?);
     println!("\n{}", versus::table(&results));
+    let bridged: Vec<_> = BRIDGED.into_iter().filter(|own| own.is_there()).collect();
+    let bridged = bench.traffic(MTUS[0], &bridged, ", bridged")?;
+    println!("\n{}", versus::table(&bridged));
+    results.extend(bridged);
     let lines: Vec<_> = results.iter().map(Versus::json).collect();
     report::write_lines(&conditions.kept("net.json"), &conditions.json(), &lines)
 }
 
 struct Bench {
-    jail: PathBuf,
+    programs: Programs,
     lab: Lab,
     /// How long one measurement takes.
     time: Duration,
@@ -105,24 +121,24 @@ impl Bench {
     }
 
     fn start(&self, contender: Contender, mtu: u16) -> Result<Running> {
-        contender.start(&self.lab, &self.jail, mtu)
+        contender.start(&self.lab, &self.programs, mtu)
     }
 
-    /// All loads with one MTU.
-    fn traffic(&self, mtu: u16) -> Result<Vec<Versus>> {
+    /// All loads with one MTU. What is measured is called so at the end.
+    fn traffic(&self, mtu: u16, contenders: &[Contender], end: &str) -> Result<Vec<Versus>> {
         let small: &[_] = if mtu == MTUS[0] { &SMALL } else { &[] };
         let all = BULK.iter().chain(std::iter::once(&UDP_DOWN)).chain(small);
         let mut results = Vec::new();
         let mut running = Vec::new();
         for (name, load) in all {
-            let name = format!("{name}, MTU {mtu}");
+            let name = format!("{name}, MTU {mtu}{end}");
             if !self.wants(&name) {
                 continue;
             }
             println!("measuring {name} …");
             if running.is_empty() {
-                for contender in CONTENDERS {
-                    running.push(self.start(contender, mtu)?);
+                for contender in contenders {
+                    running.push((*contender, self.start(*contender, mtu)?));
                 }
             }
             results.extend(self.rounds(&name, *load, &running)?);
@@ -131,22 +147,28 @@ impl Bench {
     }
 
     /// One load, in turn for each contender, some rounds.
-    fn rounds(&self, name: &str, load: Load, running: &[Running]) -> Result<Vec<Versus>> {
+    fn rounds(
+        &self,
+        name: &str,
+        load: Load,
+        running: &[(Contender, Running)],
+    ) -> Result<Vec<Versus>> {
+        let names: Vec<_> = running.iter().map(|(own, _)| own.name()).collect();
         let (unit, better) = match load {
             Load::Tcp(..) | Load::Udp(_) => (Unit::Gigabits, Better::More),
             Load::PingPong => (Unit::Micros, Better::Less),
             _ => (Unit::PerSecond, Better::More),
         };
-        let mut figure = versus(name, unit, better);
+        let mut figure = Versus::new(name, unit, better, &names);
         let name = format!("  processor time, {name}");
-        let mut cost = versus(&name, Unit::SecondsPerGigabyte, Better::Less);
+        let mut cost = Versus::new(&name, Unit::SecondsPerGigabyte, Better::Less, &names);
         for _ in 0..self.rounds {
-            for (number, gateway) in running.iter().enumerate() {
+            for (number, (contender, gateway)) in running.iter().enumerate() {
                 let before = gateway.cpu()?;
                 let value = match load.run(&gateway.guest, self.time) {
                     Ok(value) => value,
                     Err(error) => {
-                        println!("{} failed: {error:#}", CONTENDERS[number].name());
+                        println!("{} failed: {error:#}", contender.name());
                         continue;
                     }
                 };
@@ -161,8 +183,9 @@ impl Bench {
             .collect())
     }
 
-    /// The memory of gateways that have just started and carry idle connections.
-    fn memory(&self) -> Result<Vec<Versus>> {
+    /// The memory of gateways that have just started and carry idle connections, and the
+    /// processor time they take when nothing happens.
+    fn rest(&self) -> Result<Vec<Versus>> {
         let mut results: Vec<_> = IDLE
             .iter()
             .map(|count| {
@@ -173,16 +196,23 @@ impl Bench {
                 )
             })
             .collect();
-        if !self.wants("memory with idle flows") {
+        let name = format!("processor time a second with {AT_REST} idle flows");
+        let mut time = versus(&name, Unit::Micros, Better::Less);
+        if !self.wants("memory and processor time with idle flows") {
             return Ok(Vec::new());
         }
-        println!("measuring memory …");
+        println!("measuring memory and rest …");
         for (number, contender) in CONTENDERS.into_iter().enumerate() {
             let gateway = self.start(contender, MTUS[0])?;
             let mut idle = Idle::new(&gateway.guest);
             for (count, result) in IDLE.into_iter().zip(&mut results) {
                 match idle.grow(count) {
-                    Ok(()) => result.push(number, gateway.memory().context("no memory")?),
+                    Ok(()) => {
+                        if count == AT_REST {
+                            time.push(number, self.time_at_rest(&gateway)?);
+                        }
+                        result.push(number, gateway.memory().context("no memory")?);
+                    }
                     Err(error) => {
                         println!("{} failed: {error:#}", contender.name());
                         break;
@@ -190,7 +220,18 @@ impl Bench {
                 }
             }
         }
+        results.push(time);
         Ok(results)
+    }
+
+    /// Processor time that a gateway takes in a second when nothing happens.
+    fn time_at_rest(&self, gateway: &Running) -> Result<f64> {
+        // What opened the connections is answered and acknowledged by then.
+        std::thread::sleep(self.time);
+        let before = gateway.fine_cpu()?;
+        let time = 4 * self.time;
+        std::thread::sleep(time);
+        Ok((gateway.fine_cpu()? - before) / time.as_secs_f64())
     }
 }
 

@@ -128,14 +128,14 @@ impl Conditions {
         Ok(self.target.join("release/msb"))
     }
 
-    /// Builds the release `jail`, the example of msb-net.
+    /// Builds a release example of msb-net.
     ///
     /// # Errors
     /// When it does not build.
-    pub fn jail(&self) -> Result<PathBuf> {
-        println!("building jail …");
-        self.build(&["--package", "msb-net", "--example", "jail"])?;
-        Ok(self.target.join("release/examples/jail"))
+    pub fn example(&self, name: &str) -> Result<PathBuf> {
+        println!("building {name} …");
+        self.build(&["--package", "msb-net", "--example", name])?;
+        Ok(self.target.join("release/examples").join(name))
     }
 
     fn build(&self, what: &[&str]) -> Result<()> {

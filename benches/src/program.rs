@@ -12,11 +12,13 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dnsmasq", "dnsmasq-base"),
     ("dnsperf", "dnsperf"),
     ("docker-registry", "docker-registry"),
+    ("gvproxy", "gvproxy"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
+    ("passt", "passt"),
     ("pasta", "passt"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("setpriv", "util-linux"),
@@ -39,15 +41,21 @@ pub struct Cost {
     pub peak_mib: f64,
 }
 
+/// Tells whether a program is installed.
+#[must_use]
+pub fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
 /// Fails when one of these programs is not installed, naming its package.
 ///
 /// # Errors
 /// Then.
 pub fn require(programs: &[&str]) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
     let missing: Vec<_> = programs
         .iter()
-        .filter(|program| !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+        .filter(|program| !is_there(program))
         .collect();
     if missing.is_empty() {
         return Ok(());

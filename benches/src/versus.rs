@@ -51,7 +51,11 @@ impl Versus {
         let others = self.rows[1..].iter().map(Row::median);
         match self.better {
             Better::More => ours / others.fold(f64::NAN, f64::max),
-            Better::Less => others.fold(f64::NAN, f64::min) / ours,
+            Better::Less => {
+                let best = others.fold(f64::NAN, f64::min);
+                // Nothing at all cannot be bettered.
+                if best == ours { 1.0 } else { best / ours }
+            }
         }
     }
 
@@ -120,6 +124,13 @@ mod tests {
         assert_eq!(versus(Better::More, figures).ratio(), 1.5);
         assert_eq!(versus(Better::Less, figures).ratio(), 0.5);
         assert_eq!(versus(Better::Less, figures).verdict(), "MISSED");
+    }
+
+    #[test]
+    fn nothing_is_as_good_as_nothing() {
+        assert_eq!(versus(Better::Less, [&[0.0], &[0.0], &[4.0]]).ratio(), 1.0);
+        let less = versus(Better::Less, [&[0.0], &[1.0], &[4.0]]);
+        assert_eq!(less.verdict(), "met");
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::bridge::{self, Bridge};
 use super::lab::{KEEPER, await_keeper};
 use super::{ECHO, Lab, Namespace, SERVER, server};
 use crate::program;
@@ -27,11 +28,35 @@ pub enum Contender {
     Slirp4netns,
     /// passt, in its mode for namespaces.
     Pasta,
+    /// `msb-net`, as its example `gateway`, with the default policy, behind a bridge.
+    MsbNetBridged,
+    /// passt, behind a bridge.
+    Passt,
+    /// gvisor-tap-vsock, behind a bridge.
+    Gvproxy,
 }
 
-/// Ours first.
+/// Those that are given a TAP device. Ours first.
 pub const CONTENDERS: [Contender; 3] =
     [Contender::MsbNet, Contender::Slirp4netns, Contender::Pasta];
+
+/// Those that speak the framing of QEMU's sockets, behind one and the same bridge, and
+/// the one that speaks none of it. Ours first.
+pub const BRIDGED: [Contender; 4] = [
+    Contender::MsbNetBridged,
+    Contender::Slirp4netns,
+    Contender::Passt,
+    Contender::Gvproxy,
+];
+
+/// Our programs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The example `jail`.
+    pub jail: PathBuf,
+    /// The example `gateway`.
+    pub gateway: PathBuf,
+}
 
 /// A gateway at work, and the guest behind it.
 #[derive(Debug)]
@@ -39,6 +64,8 @@ pub struct Running {
     /// Where loads run.
     pub guest: Namespace,
     gateway: Child,
+    /// It ends before its gateway does.
+    bridge: Option<Bridge>,
 }
 
 impl Contender {
@@ -49,19 +76,30 @@ impl Contender {
             Contender::MsbNet => "msb-net",
             Contender::Slirp4netns => "slirp4netns",
             Contender::Pasta => "pasta",
+            Contender::MsbNetBridged => "msb-net",
+            Contender::Passt => "passt",
+            Contender::Gvproxy => "gvproxy",
         }
     }
 
+    /// Tells whether it can be measured here: only one of them is in no release of
+    /// Debian before 13, and may be missing.
+    #[must_use]
+    pub fn is_there(self) -> bool {
+        self != Contender::Gvproxy || program::is_there("gvproxy")
+    }
+
     /// Starts it on the host of `lab`, with a guest whose interface has this MTU.
-    /// `jail` is the program of ours. The echo server must be running.
+    /// The echo server must be running.
     ///
     /// # Errors
     /// When it does not start, or nothing passes through it.
-    pub fn start(self, lab: &Lab, jail: &Path, mtu: u16) -> Result<Running> {
+    pub fn start(self, lab: &Lab, ours: &Programs, mtu: u16) -> Result<Running> {
+        let number = mtu;
         let mtu = mtu.to_string();
         let running = match self {
             Contender::MsbNet => {
-                let mut command = lab.host.command(jail);
+                let mut command = lab.host.command(&ours.jail);
                 command.args(["--mtu", &mtu, "--resolver", &SERVER.to_string()]);
                 command.args(["sh", "-c", KEEPER]);
                 Running::around(&mut command)
@@ -74,7 +112,11 @@ impl Contender {
                 command.stdin(Stdio::null()).stdout(Stdio::null());
                 let gateway = command.stderr(Stdio::null()).spawn();
                 let gateway = gateway.map_err(|error| program::cannot_run(&command, &error))?;
-                Ok(Running { guest, gateway })
+                Ok(Running {
+                    guest,
+                    gateway,
+                    bridge: None,
+                })
             }
             Contender::Pasta => {
                 let mut command = lab.host.command("pasta");
@@ -84,6 +126,26 @@ impl Contender {
                 command.args(["--runas", "0", "--", "sh", "-c", KEEPER]);
                 Running::around(&mut command)
             }
+            Contender::MsbNetBridged => Running::behind_bridge(number, |socket| {
+                let mut command = lab.host.command(&ours.gateway);
+                command.arg("--listen").arg(socket);
+                command.args(["--mtu", &mtu, "--resolver", &SERVER.to_string()]);
+                command
+            }),
+            Contender::Passt => Running::behind_bridge(number, |socket| {
+                let mut command = lab.host.command("passt");
+                command.args(["--foreground", "--quiet", "--runas", "0", "--mtu", &mtu]);
+                command.args(["--address", bridge::GUEST, "--netmask", "24"]);
+                command.args(["--gateway", bridge::GATEWAY, "--socket"]);
+                command.arg(socket);
+                command
+            }),
+            Contender::Gvproxy => Running::behind_bridge(number, |socket| {
+                let mut command = lab.host.command("gvproxy");
+                command.args(["-mtu", &mtu, "-listen-qemu"]);
+                command.arg(format!("unix://{}", socket.display()));
+                command
+            }),
         }
         .with_context(|| format!("{} did not start", self.name()))?;
         running
@@ -103,7 +165,30 @@ impl Running {
         let child = children.split_whitespace().next();
         let child = child.context("it runs no program")?.parse()?;
         let guest = Namespace::of(child);
-        Ok(Self { guest, gateway })
+        Ok(Self {
+            guest,
+            gateway,
+            bridge: None,
+        })
+    }
+
+    /// A gateway that listens on a socket, and a namespace whose TAP device a bridge joins
+    /// to it.
+    fn behind_bridge(mtu: u16, command: impl FnOnce(&Path) -> Command) -> Result<Self> {
+        let guest = Namespace::new()?;
+        let folder = tempfile::tempdir()?;
+        let socket = folder.path().join("socket");
+        let mut command = command(&socket);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let gateway = command.stderr(Stdio::null()).spawn();
+        let gateway = gateway.map_err(|error| program::cannot_run(&command, &error))?;
+        let mut running = Self {
+            guest,
+            gateway,
+            bridge: None,
+        };
+        running.bridge = Some(Bridge::new(&running.guest, &socket, mtu)?);
+        Ok(running)
     }
 
     fn await_network(&self) -> Result<()> {
@@ -118,6 +203,24 @@ impl Running {
             }
             bail!("{failed:?}")
         })
+    }
+
+    /// Processor time that all threads of the gateway have used, in microseconds: as
+    /// [`cpu`](Self::cpu), for what is too little to be seen there.
+    ///
+    /// # Errors
+    /// When the gateway has ended.
+    pub fn fine_cpu(&self) -> Result<f64> {
+        let path = format!("/proc/{}/task", self.gateway.id());
+        let threads = fs::read_dir(&path).with_context(|| format!("cannot read {path}"))?;
+        let mut nanos = 0.0;
+        for thread in threads {
+            // The first of three numbers is the time spent on a processor.
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let first = text.split_whitespace().next().context("no schedstat")?;
+            nanos += first.parse::<f64>()?;
+        }
+        Ok(nanos / 1e3)
     }
 
     /// Processor time that the gateway has used, in seconds. What the kernel does
@@ -152,6 +255,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.bridge = None;
         let _ = self.gateway.kill();
         let _ = self.gateway.wait();
     }

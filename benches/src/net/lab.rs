@@ -117,7 +117,7 @@ impl Namespace {
     }
 
     /// Runs `ip` here.
-    fn ip(&self, arguments: &str) -> Result<()> {
+    pub(super) fn ip(&self, arguments: &str) -> Result<()> {
         program::check(self.command("ip").args(arguments.split(' ')))
     }
 

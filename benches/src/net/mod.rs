@@ -7,12 +7,13 @@
 //! Nothing here is joined to a network: the addresses are made up, and the
 //! namespaces end with the benchmark. Every load is bounded in time and number.
 
+mod bridge;
 mod contender;
 mod lab;
 mod load;
 mod servers;
 
-pub use self::contender::{CONTENDERS, Contender, Running};
+pub use self::contender::{BRIDGED, CONTENDERS, Contender, Programs, Running};
 pub use self::lab::{Lab, Namespace};
 pub use self::load::{Idle, Load, Way};
 pub use self::servers::Servers;
