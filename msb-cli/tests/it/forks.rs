@@ -172,3 +172,50 @@ fn a_supervisor_that_is_killed_leaves_a_whole_snapshot_or_none() {
     }
     assert_eq!(lab.sandboxes(), [""; 0]);
 }
+
+/// Whoever is killed while it forks leaves sandboxes that run, or none.
+#[test]
+fn a_fork_that_is_killed_leaves_whole_sandboxes_or_none() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    let sandboxes = lab.home().join("sandboxes");
+    let steps = [
+        "app/forks",
+        "app/forks/1",
+        "app-1/sandbox.json",
+        "app-1/state.json",
+        "app-2",
+    ];
+    for step in steps {
+        begin(&lab, "app");
+        let mut forking = lab.msb(["fork", "app", "2"]);
+        let mut forking = forking.spawn().expect("spawn");
+        until("it is there, or was", || {
+            sandboxes.join(step).exists() || forking.try_wait().expect("wait").is_some()
+        });
+        signal(forking.id(), "KILL");
+        forking.wait().expect("wait");
+        let names = || {
+            lab.sandboxes()
+                .into_iter()
+                .filter(|name| name.starts_with("app-"))
+        };
+        until("those that began have ended, or run", || {
+            let listed = msb(&["ps", "--format", "json"]).success();
+            let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+            let list = listed.as_array().cloned().unwrap_or_default();
+            list.iter().all(|one| one["status"] == "running") && names().count() < list.len()
+        });
+        for name in names() {
+            let run = msb(&["exec", &name, "--", "sh", "-c", COUNT]);
+            assert_eq!(run.success(), "1\n", "{step}");
+            msb(&["rm", "-f", &name]).success();
+        }
+        // The first one has noticed nothing, and forks.
+        let forks = msb(&["fork", "app"]).success();
+        assert_eq!(forks, "app-1\n", "{step}");
+        msb(&["rm", "-f", "app", "app-1"]).success();
+        assert_eq!(lab.sandboxes(), [""; 0], "{step}");
+    }
+}

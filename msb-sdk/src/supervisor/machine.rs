@@ -320,3 +320,78 @@ async fn readable(control: Option<&UnixStream>) -> bool {
     let _ = control.try_io(Interest::READABLE, taken);
     ready
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    /// What a client says while the guest is held would be in the middle of what was saved.
+    #[tokio::test]
+    async fn frames_of_clients_wait_while_the_guest_is_held() {
+        let (chunks, from_clients) = mpsc::channel(4);
+        let (orders, ordered) = mpsc::channel(4);
+        let (agent, mut guest) = tokio::io::duplex(64);
+        let order = |text: &[u8], hold| Order {
+            frame: text.into(),
+            hold,
+        };
+        orders.send(order(b"freeze ", true)).await.expect("open");
+        chunks
+            .send(b"client ".as_slice().into())
+            .await
+            .expect("open");
+        let writer = tokio::spawn(write(from_clients, ordered, agent));
+        let mut got = [0; 7];
+        guest.read_exact(&mut got).await.expect("an order");
+        assert_eq!(&got, b"freeze ");
+        // An order that is given later overtakes what waits.
+        orders.send(order(b"clock ", true)).await.expect("open");
+        orders.send(order(b"thaw ", false)).await.expect("open");
+        let mut got = [0; 18];
+        guest.read_exact(&mut got).await.expect("the rest");
+        assert_eq!(&got, b"clock thaw client ");
+        drop((chunks, orders));
+        writer.await.expect("it ends with those who talk");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_says_something_else_is_no_answer() {
+        let (orders, mut ordered) = mpsc::channel(4);
+        let (answers, answered) = mpsc::channel(4);
+        let (_, stopping) = watch::channel(false);
+        let (_, mut requests) = mpsc::channel(1);
+        let relay = super::super::relay::Relay::new().expect("a relay");
+        let clients = relay.clients();
+        let mut talk = Talk {
+            clients,
+            requests: &mut requests,
+            orders,
+            answers: answered,
+            stopping,
+            note: &|_| {},
+        };
+        // One that nobody asked for is not taken for the answer.
+        answers.send(AgentMessage::Thawed).await.expect("open");
+        let asked = talk.exchange(&HostMessage::Freeze, true, |answer| {
+            matches!(answer, AgentMessage::Frozen)
+        });
+        let agent = async {
+            let order = ordered.recv().await.expect("an order");
+            assert!(order.hold);
+            let failure = msb_guest_agent::message::SetupFailure::Refused("no".into());
+            answers
+                .send(AgentMessage::Failed(failure))
+                .await
+                .expect("open");
+        };
+        let (answer, ()) = tokio::join!(asked, agent);
+        assert!(answer.expect_err("it failed").reason.contains("no"));
+        drop(answers);
+        let gone = talk.exchange(&HostMessage::Thaw, false, |_| true).await;
+        assert!(gone.expect_err("it is gone").reason.contains("ended"));
+        std::thread::spawn(move || drop(relay))
+            .join()
+            .expect("it ends");
+    }
+}

@@ -217,6 +217,11 @@ impl Relay {
         Ok(end_machine(&keeper, end))
     }
 
+    #[cfg(test)]
+    pub(super) fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
     /// Tells everybody the last there is to say, within bounds. A client that does not
     /// listen does not keep its supervisor.
     pub(super) fn farewell(self, events: Vec<BytesMut>, end: &End) {
