@@ -1,6 +1,9 @@
 //! Properties that must hold for any input; each function panics where one does not.
 
+pub mod ambiguous;
+pub(crate) mod decode;
 mod request;
+mod secret;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,11 +13,14 @@ use smoltcp::wire::{EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use hickory_proto::op::Message;
 
-pub use self::request::{content_coding, http_relay, request_path, scrubber};
+pub use self::request::{content_coding, http_relay, http1_head, request_path};
+pub use self::secret::{basic_credentials, scrubber};
 use crate::claim::{Claimed, examine};
 use crate::gateway::fragment::Fragments;
 use crate::gateway::{Action, Config, Gateway};
 use crate::policy::{Document, Policy};
+#[cfg(feature = "shell")]
+pub use crate::shell::fuzzing::http2_frames;
 use crate::{Name, dns};
 
 /// Policy text: never panics; what is read can be written and read again.

@@ -3,44 +3,12 @@
 use std::sync::Arc;
 
 use crate::http::body::{BodyReader, Step};
-use crate::http::head::read_request;
+use crate::http::head::{Framing, read_request, write_fields};
 use crate::http::path::{PathPattern, readings};
 use crate::http::relay::Relay;
 use crate::http::session::{Context, Session};
 use crate::policy::{Flow, Policy};
 use crate::secret::coding::{Coding, Decoders};
-use crate::secret::{MIN_VALUE, Placeholder, Scrubber, SecretValue};
-
-/// A stream with values in it, the first eight bytes of the data: what comes out
-/// has none, whatever the pieces.
-pub fn scrubber(data: &[u8]) {
-    let Some((value, text)) = data.split_at_checked(MIN_VALUE) else {
-        return;
-    };
-    let (Ok(secret), Ok(placeholder)) = (SecretValue::new(value), Placeholder::new("", [1; 24]))
-    else {
-        return;
-    };
-    let mut scrubber = Scrubber::new([(&secret, &placeholder)]);
-    let mut whole = Vec::new();
-    scrubber.push(text, &mut whole);
-    scrubber.finish(&mut whole);
-    for size in [1, 2, 7] {
-        let mut out = Vec::new();
-        for piece in text.chunks(size) {
-            scrubber.push(piece, &mut out);
-        }
-        scrubber.finish(&mut out);
-        assert_eq!(out, whole, "in pieces of {size}");
-    }
-    let hidden = placeholder.as_bytes();
-    let left = whole.windows(value.len()).any(|part| part == value);
-    // A value may be made of the placeholder and its neighbours.
-    let made = value
-        .iter()
-        .any(|byte| hidden.contains(byte) || *byte == b'*');
-    assert!(!left || made, "the value is left");
-}
 
 /// A compressed body, the first byte of the data says how: never panics, and gives
 /// out bounded pieces.
@@ -80,6 +48,59 @@ pub fn request_path(data: &[u8]) {
         assert!(!pattern.matches_all(path) || pattern.matches_any(path));
         let again = pattern.to_string().parse::<PathPattern>();
         assert_eq!(again.as_ref(), Ok(&pattern));
+    }
+}
+
+/// The head of a request: in pieces it is the same as whole, what is read has one
+/// meaning to a reader that knows only lines and colons, and what is written of it is
+/// read as the same.
+pub fn http1_head(data: &[u8]) {
+    let whole = read_request(data);
+    for length in 0..data.len().min(600) {
+        match read_request(&data[..length]) {
+            Ok(None) => {}
+            // What is refused early may be read no further.
+            Err(fault) => return assert_eq!(whole, Err(fault)),
+            early => return assert_eq!(early, whole),
+        }
+    }
+    let Ok(Some(head)) = whole else { return };
+    let text = &data[..head.length];
+    let lines: Vec<_> = text.split(|byte| *byte == b'\n').collect();
+    let (last, lines) = lines.split_last().expect("there is a line");
+    assert!(last.is_empty() && lines.iter().all(|line| line.ends_with(b"\r")));
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.iter().filter(|b| **b == b'\r').count() == 1)
+    );
+    assert!(!text.contains(&0));
+    let named = |name: &[u8]| {
+        let is = |line: &&&[u8]| {
+            let own = line.split(|byte| *byte == b':').next().unwrap_or(line);
+            own.trim_ascii().eq_ignore_ascii_case(name)
+        };
+        lines.iter().filter(is).count()
+    };
+    assert_eq!(named(b"host"), 1);
+    assert!(named(b"content-length") + named(b"transfer-encoding") <= 1);
+    let framed = named(b"content-length") + named(b"transfer-encoding") > 0;
+    assert!(framed || head.framing == Framing::None);
+    let request = &head.request;
+    let mut again = format!(
+        "{} {} HTTP/1.{}\r\nhost: {}\r\n",
+        request.method,
+        *request.target,
+        u8::from(!head.old),
+        request.authority
+    )
+    .into_bytes();
+    write_fields(&request.fields, &mut again);
+    if request.method != "CONNECT" {
+        let again = read_request(&again)
+            .expect("it is good")
+            .expect("it is whole");
+        assert_eq!((&again.request, again.framing), (request, head.framing));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Bodies of HTTP/1 messages: where they end, and how they are written again.
 
 use super::head::{Fault, Fields, Framing, MAX_FIELDS};
+use super::outgoing::Put;
 
 /// The most bytes of a chunk's line: a size, and an extension that nobody reads.
 const MAX_CHUNK_LINE: usize = 256;
@@ -193,23 +194,23 @@ pub enum BodyWriter {
 
 impl BodyWriter {
     /// Writes a piece.
-    pub fn write(self, piece: &[u8], out: &mut Vec<u8>) {
+    pub fn write(self, piece: &[u8], out: &mut impl Put) {
         if piece.is_empty() {
             return;
         }
         if self == Self::Chunked {
-            out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            out.put(format!("{:x}\r\n", piece.len()).as_bytes());
         }
-        out.extend_from_slice(piece);
+        out.put(piece);
         if self == Self::Chunked {
-            out.extend_from_slice(b"\r\n");
+            out.put(b"\r\n");
         }
     }
 
     /// Writes the end, and trailers where there can be any.
-    pub fn finish(self, trailers: &Fields, out: &mut Vec<u8>) {
+    pub fn finish(self, trailers: &Fields, out: &mut impl Put) {
         if self == Self::Chunked {
-            out.extend_from_slice(b"0\r\n");
+            out.put(b"0\r\n");
             super::head::write_fields(trailers, out);
         }
     }

@@ -5,6 +5,10 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
+use super::outgoing::Put;
+
 /// The most bytes of a head: what common servers take, and some more for cookies.
 pub const MAX_HEAD: usize = 64 * 1024;
 
@@ -16,14 +20,14 @@ pub const MAX_FIELDS: usize = 128;
 pub struct Field {
     /// The name.
     pub name: String,
-    /// The value, without blanks around it.
-    pub value: Vec<u8>,
+    /// The value, without blanks around it. It may be a credential.
+    pub value: Zeroizing<Vec<u8>>,
 }
 
 impl Field {
     /// A field.
     pub fn new(name: &str, value: impl Into<Vec<u8>>) -> Self {
-        let (name, value) = (name.to_owned(), value.into());
+        let (name, value) = (name.to_owned(), Zeroizing::new(value.into()));
         Self { name, value }
     }
 }
@@ -87,8 +91,8 @@ pub struct Request {
     pub method: String,
     /// The host and perhaps port that it is for.
     pub authority: String,
-    /// Path and query, or `*`.
-    pub target: String,
+    /// Path and query, or `*`. There may be a credential in it.
+    pub target: Zeroizing<String>,
     /// The fields, without Host.
     pub fields: Fields,
 }
@@ -218,7 +222,7 @@ fn failed(error: httparse::Error) -> Fault {
 pub(super) fn collect(headers: &[httparse::Header<'_>]) -> Fields {
     let field = |header: &httparse::Header<'_>| Field {
         name: header.name.to_ascii_lowercase(),
-        value: header.value.trim_ascii().to_vec(),
+        value: header.value.trim_ascii().to_vec().into(),
     };
     Fields(headers.iter().map(field).collect())
 }
@@ -263,7 +267,7 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, Fault> {
     if host.is_empty() || !host.bytes().all(good) {
         return Err(Fault::Host);
     }
-    let target = origin_form(method, target, &host)?;
+    let target = Zeroizing::new(origin_form(method, target, &host)?);
     let framing = match body_framing(&fields, old)? {
         Some(framing) => framing,
         None => Framing::None,
@@ -408,12 +412,12 @@ pub fn strip_hop_by_hop(fields: &mut Fields) -> Option<String> {
 }
 
 /// Writes fields and the empty line behind them.
-pub fn write_fields(fields: &Fields, out: &mut Vec<u8>) {
+pub fn write_fields(fields: &Fields, out: &mut impl Put) {
     for field in &fields.0 {
-        out.extend_from_slice(field.name.as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(&field.value);
-        out.extend_from_slice(b"\r\n");
+        out.put(field.name.as_bytes());
+        out.put(b": ");
+        out.put(&field.value);
+        out.put(b"\r\n");
     }
-    out.extend_from_slice(b"\r\n");
+    out.put(b"\r\n");
 }

@@ -21,6 +21,7 @@ use super::body::{BodyReader, BodyWriter, Step};
 use super::head::{
     self, Fault, Fields, Framing, MAX_HEAD, Request, RequestHead, ResponseHead, strip_hop_by_hop,
 };
+use super::outgoing::{Outgoing, Put as _};
 use super::session::{Decision, Problem, ResponseBody, Session};
 use crate::secret::Scrubber;
 use crate::secret::substitute::{Body, MAX_WHOLE_BODY};
@@ -67,7 +68,7 @@ impl Input {
 enum Up {
     Head,
     /// A body that is read whole, as its length changes.
-    Whole(BodyReader, Box<(Body, Request, Vec<u8>)>),
+    Whole(BodyReader, Box<(Body, Request, Outgoing)>),
     Body(BodyReader, Option<Box<Body>>, BodyWriter),
     /// The body of a request that was answered here.
     Drain(BodyReader),
@@ -113,9 +114,9 @@ pub struct Relay {
     guest: Input,
     server: Input,
     /// What is to be written to the guest.
-    pub to_guest: Vec<u8>,
+    pub to_guest: Outgoing,
     /// What is to be written to the server.
-    pub to_server: Vec<u8>,
+    pub to_server: Outgoing,
     up: Up,
     down: Down,
     exchange: Exchange,
@@ -129,8 +130,8 @@ impl Relay {
             session,
             guest: Input::default(),
             server: Input::default(),
-            to_guest: Vec::new(),
-            to_server: Vec::new(),
+            to_guest: Outgoing::default(),
+            to_server: Outgoing::default(),
             up: Up::Head,
             down: Down::Idle,
             exchange: Exchange::default(),
@@ -175,7 +176,10 @@ impl Relay {
                 body.pause(&mut piece);
                 writer.write(&piece, &mut self.to_guest);
             }
-            Down::Tunnel(Some(scrubber)) => scrubber.pause(&mut self.to_guest),
+            Down::Tunnel(Some(scrubber)) => {
+                scrubber.pause(&mut piece);
+                self.to_guest.put(&piece);
+            }
             _ => {}
         }
     }
@@ -254,7 +258,7 @@ impl Relay {
             },
             Up::Tunnel => {
                 let length = self.guest.rest().len();
-                self.to_server.extend_from_slice(self.guest.rest());
+                self.to_server.put(self.guest.rest());
                 self.guest.take(length);
                 length > 0
             }
@@ -333,15 +337,21 @@ impl Relay {
                 request.fields.remove("sec-websocket-extensions");
             }
         }
+        // Some servers take the body of such a request for the next one. One that is to
+        // close behind the first reads no further.
+        let bodiless = ["GET", "HEAD", "OPTIONS", "DELETE"];
+        if framing != Framing::None && bodiless.contains(&&request.method[..]) {
+            request.fields.set("connection", "close");
+            self.exchange.last = true;
+        }
         let reader = BodyReader::new(framing);
         match (body, framing) {
             (Some(body), Framing::Length(length)) if length <= MAX_WHOLE_BODY as u64 => {
                 if expects {
                     request.fields.remove("expect");
-                    self.to_guest
-                        .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                    self.to_guest.put(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
-                self.up = Up::Whole(reader, Box::new((body, request, Vec::new())));
+                self.up = Up::Whole(reader, Box::new((body, request, Outgoing::default())));
             }
             (body, framing) => {
                 let body = body.filter(|_| framing != Framing::None);
@@ -364,11 +374,12 @@ impl Relay {
     fn write_request(&mut self, request: &Request) {
         let out = &mut self.to_server;
         for part in [&request.method, " ", &request.target, " HTTP/1.1\r\nhost: "] {
-            out.extend_from_slice(part.as_bytes());
+            out.put(part.as_bytes());
         }
-        out.extend_from_slice(request.authority.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        out.put(request.authority.as_bytes());
+        out.put(b"\r\n");
         head::write_fields(&request.fields, out);
+        out.mark();
     }
 
     fn whole_body(&mut self) -> bool {
@@ -379,6 +390,7 @@ impl Relay {
         match reader.step(rest) {
             Ok(Step::Data(length)) => {
                 own.0.push(&rest[..length], &mut own.2);
+                own.2.mark();
                 self.guest.take(length);
                 true
             }
@@ -388,10 +400,12 @@ impl Relay {
                 };
                 let (mut body, mut request, mut bytes) = *own;
                 body.finish(&mut bytes);
+                bytes.mark();
                 let length = bytes.len().to_string();
                 request.fields.set("content-length", length);
                 self.write_request(&request);
-                self.to_server.extend_from_slice(&bytes);
+                self.to_server.put(&bytes);
+                self.to_server.mark();
                 self.note_used(&body);
                 true
             }
@@ -422,9 +436,11 @@ impl Relay {
             Ok(Step::Data(length)) => {
                 match body {
                     Some(body) => {
-                        let mut piece = Vec::new();
+                        let mut piece = Outgoing::default();
                         body.push(&rest[..length], &mut piece);
+                        piece.mark();
                         writer.write(&piece, &mut self.to_server);
+                        self.to_server.mark();
                     }
                     None => writer.write(&rest[..length], &mut self.to_server),
                 }
@@ -434,9 +450,11 @@ impl Relay {
             Ok(Step::End(length, trailers)) => {
                 let (body, writer) = (body.take(), *writer);
                 if let Some(mut body) = body {
-                    let mut piece = Vec::new();
+                    let mut piece = Outgoing::default();
                     body.finish(&mut piece);
+                    piece.mark();
                     writer.write(&piece, &mut self.to_server);
+                    self.to_server.mark();
                     self.note_used(&body);
                 }
                 writer.finish(&trailers, &mut self.to_server);
@@ -479,15 +497,19 @@ impl Relay {
             Down::Body(..) => self.response_body(),
             Down::Tunnel(scrubber) => {
                 let length = self.server.rest().len();
+                let mut piece = Vec::new();
                 match scrubber {
-                    Some(scrubber) => scrubber.push(self.server.rest(), &mut self.to_guest),
-                    None => self.to_guest.extend_from_slice(self.server.rest()),
+                    Some(scrubber) => scrubber.push(self.server.rest(), &mut piece),
+                    None => self.to_guest.put(self.server.rest()),
                 }
                 self.server.take(length);
+                if let Some(scrubber) = scrubber
+                    && self.server.ended
+                {
+                    scrubber.finish(&mut piece);
+                }
+                self.to_guest.put(&piece);
                 if self.server.ended {
-                    if let Some(scrubber) = scrubber {
-                        scrubber.finish(&mut self.to_guest);
-                    }
                     self.close(End::Finished);
                 }
                 length > 0
@@ -590,7 +612,7 @@ impl Relay {
     fn write_response(&mut self, status: u16, fields: &Fields) {
         let version = "HTTP/1.1";
         let line = format!("{version} {status} {}\r\n", reason(status));
-        self.to_guest.extend_from_slice(line.as_bytes());
+        self.to_guest.put(line.as_bytes());
         head::write_fields(fields, &mut self.to_guest);
     }
 
@@ -604,7 +626,7 @@ impl Relay {
         }
         self.write_response(problem.status, &fields);
         if self.exchange.method != "HEAD" {
-            self.to_guest.extend_from_slice(problem.body.as_bytes());
+            self.to_guest.put(problem.body.as_bytes());
         }
     }
 

@@ -380,11 +380,11 @@ fn fill(
 ) -> Result<Option<substitute::Body>, substitute::Refusal> {
     for field in &mut request.fields.0 {
         if let Some(new) = substituter.header(&field.name, &field.value)? {
-            field.value = new.to_vec();
+            field.value = new;
         }
     }
     if let Some(new) = substituter.target(&request.target)? {
-        request.target = new.to_string();
+        request.target = new;
     }
     let kind = request.fields.only("content-type").unwrap_or(b"");
     let encoded = request
@@ -417,7 +417,7 @@ pub fn scrub_fields(scrubber: &mut Scrubber, fields: &mut Fields) {
         let mut out = Vec::with_capacity(field.value.len());
         scrubber.push(&field.value, &mut out);
         scrubber.finish(&mut out);
-        field.value = out;
+        field.value = out.into();
     }
 }
 

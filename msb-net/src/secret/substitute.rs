@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::{OnMisuse, Placeholder, Secret, SecretValue};
+use crate::http::outgoing::Put;
 
 /// The longest body of a known length that is read whole, so that its new length
 /// can be told in front of it. Longer ones are sent in chunks.
@@ -269,13 +270,13 @@ pub struct Body {
 impl Body {
     /// Reads a piece and writes what can be written: all but a possible beginning
     /// of a placeholder.
-    pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+    pub fn push(&mut self, piece: &[u8], out: &mut impl Put) {
         self.held.extend_from_slice(piece);
         self.scan(false, out);
     }
 
     /// Writes the rest.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
+    pub fn finish(&mut self, out: &mut impl Put) {
         self.scan(true, out);
     }
 
@@ -284,15 +285,15 @@ impl Body {
         &self.used
     }
 
-    fn scan(&mut self, whole: bool, out: &mut Vec<u8>) {
+    fn scan(&mut self, whole: bool, out: &mut impl Put) {
         let (mut at, mut written) = (0, 0);
         'scan: while at < self.held.len() {
             let rest = &self.held[at..];
             for (index, placeholder, value) in &self.wanted {
                 let own = placeholder.as_bytes();
                 if rest.starts_with(own) {
-                    out.extend_from_slice(&self.held[written..at]);
-                    out.extend_from_slice(value);
+                    out.put(&self.held[written..at]);
+                    out.put(value);
                     if !self.used.contains(index) {
                         self.used.push(*index);
                     }
@@ -306,7 +307,7 @@ impl Body {
             }
             at += 1;
         }
-        out.extend_from_slice(&self.held[written..at]);
+        out.put(&self.held[written..at]);
         self.held.drain(..at);
     }
 }

@@ -50,6 +50,8 @@ pub use self::dial::{Dial, HostDialer};
 use self::driver::{Driver, Outside, WAKE};
 pub use self::host::host_addresses;
 pub use self::intercept::Interception;
+#[doc(hidden)]
+pub use self::intercept::fuzzing;
 use self::intercept::{Handout, Interceptor};
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};

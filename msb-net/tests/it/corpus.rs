@@ -63,6 +63,43 @@ fn gateway_frames() {
     replay("gateway_frames", msb_net::fuzzing::gateway_frames);
 }
 
+#[test]
+fn http1_head() {
+    replay("http1_head", msb_net::fuzzing::http1_head);
+}
+
+#[test]
+fn http2_frames() {
+    replay("http2_frames", msb_net::fuzzing::http2_frames);
+}
+
+#[test]
+fn basic_credentials() {
+    replay("basic_credentials", msb_net::fuzzing::basic_credentials);
+}
+
+/// What is refused is where the search for what is not begins.
+#[test]
+fn every_ambiguous_request_is_a_seed() {
+    use msb_net::fuzzing::ambiguous::{CHUNKED, CHUNKS, HEADS};
+
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let heads = HEADS
+        .iter()
+        .map(|(name, text)| ("http1_head", name, text.to_vec()));
+    let whole = |chunk: &[u8]| [CHUNKED, chunk].concat();
+    let chunks = CHUNKS
+        .iter()
+        .map(|(name, text)| ("http_relay", name, whole(text)));
+    for (target, name, text) in heads.chain(chunks) {
+        let path = corpus.join(target).join(name);
+        assert!(
+            std::fs::read(path).ok() == Some(text),
+            "{target}/{name} is no seed"
+        );
+    }
+}
+
 /// Seeds that the first check throws out would replay nothing.
 #[test]
 fn the_frame_seeds_open_flows() {

@@ -60,7 +60,7 @@ pub(super) fn requests(words: &mut Words<'_>) -> Result<(Requests, Target), Erro
     let target = if host == "any" && !named {
         Target::Any
     } else {
-        let name = name(host, word, words)?;
+        let name = name(host, named, word, words)?;
         let pattern = match suffix {
             true => Pattern::Suffix(name),
             false => Pattern::Domain(name),
@@ -117,12 +117,15 @@ fn split<'a>(word: Word<'a>, words: &Words<'_>) -> Result<(&'a str, Option<PathP
     }
 }
 
-fn name(text: &str, word: Word<'_>, words: &Words<'_>) -> Result<Name, Error> {
-    if !text.contains('.') {
+/// Reads a host. A lone word is one only where it is said to be.
+fn name(text: &str, named: bool, word: Word<'_>, words: &Words<'_>) -> Result<Name, Error> {
+    let name = Name::new(text);
+    let lone = name.as_ref().is_ok_and(|name| !name.as_str().contains('.'));
+    if !named && (lone || !text.contains('.')) {
         let message = "an `http` rule is about `any` host or a domain name";
         return Err(words.error(word, message.into()));
     }
-    Name::new(text).map_err(|error| words.error(word, error.to_string()))
+    name.map_err(|error| words.error(word, error.to_string()))
 }
 
 /// Reads a request that is expected to pass or not: method, host, path and fields.
@@ -136,7 +139,7 @@ pub(super) fn subject(words: &mut Words<'_>) -> Result<Subject, Error> {
     };
     let at = word.text.find('/').unwrap_or(word.text.len());
     let (host, path) = word.text.split_at(at);
-    let host = name(host, word, words)?;
+    let host = name(host, false, word, words)?;
     let mut flow = Flow::tcp(SOME_PUBLIC, 443);
     if words.take("at") {
         flow.address = words.address()?;

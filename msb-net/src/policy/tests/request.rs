@@ -88,6 +88,19 @@ fn rules_can_ask_for_header_fields() {
     assert_eq!(policy.rules()[0].to_string(), text);
 }
 
+/// `api.` is a name of one word.
+#[test]
+fn a_lone_word_is_a_host_where_that_is_said() {
+    holds(
+        "preset none
+         allow http domain api./x
+         allow http suffix corp
+         expect deny http GET other.example/x
+         expect allow http GET a.corp/x",
+    );
+    assert!("deny http api./x".parse::<Document>().is_err());
+}
+
 #[test]
 fn an_explanation_names_the_rule() {
     let policy = document("preset public-only\ndeny http 80 any\ndeny http GET a.example/x").policy;

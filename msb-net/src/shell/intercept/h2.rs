@@ -17,11 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Connection;
 use super::relay::PAUSE;
+use super::watched::Watched;
 use crate::http::body::drop_from_trailer;
 use crate::http::head::{
     Fault, Field, Fields, MAX_FIELDS, MAX_HEAD, Request, Response, strip_hop_by_hop,
 };
-use crate::http::session::{Decision, Problem, ResponseBody, Session};
+use crate::http::outgoing::Outgoing;
+use crate::http::session::{Decision, Note, Problem, ResponseBody, Session};
 use crate::secret::substitute::Body;
 
 /// Requests under way on one connection: what servers allow.
@@ -33,14 +35,24 @@ const WINDOW: u32 = 256 * 1024;
 /// Bytes of all bodies of a connection that may be on their way.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// What the library reads of a head. One that is larger it answers by itself; one that
+/// is larger than [`MAX_HEAD`] is read and refused here, and told of.
+const HEAD_ROOM: u32 = 2 * MAX_HEAD as u32;
+
 /// What the streams of a connection share.
 struct Streams {
-    connection: Connection,
+    connection: Rc<Connection>,
     session: RefCell<Session>,
 }
 
-/// Why a stream ended early: which of its ends is to be told what.
+/// Why a stream ended early: what its end is to be told.
 struct Broken(Reason);
+
+/// Whose end of an upload stopped it.
+enum Stopped {
+    ByGuest(Broken),
+    ByServer,
+}
 
 impl From<h2::Error> for Broken {
     fn from(error: h2::Error) -> Self {
@@ -55,6 +67,13 @@ pub(super) async fn run(
     guest: impl AsyncRead + AsyncWrite + Unpin + 'static,
     server: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) {
+    let connection = Rc::new(connection);
+    let teller = Rc::clone(&connection);
+    let guest = Watched::new(guest, move |reason| {
+        let (method, path) = (String::new(), String::new());
+        let why = format!("it breaks the protocol of HTTP/2: {}", reason.description());
+        teller.note(Note::Refused { method, path, why });
+    });
     let client = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(WINDOW)
@@ -65,10 +84,12 @@ pub(super) async fn run(
         .initial_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(HEAD_ROOM)
         .handshake::<_, Bytes>(guest);
     let Ok(((requests, driver), mut guest)) = tokio::try_join!(client, accept) else {
-        return;
+        let (method, path) = (String::new(), String::new());
+        let why = "the connection does not begin as HTTP/2 does".into();
+        return connection.note(Note::Refused { method, path, why });
     };
     let mut driver = tokio::task::spawn_local(driver);
     let streams = Rc::new(Streams {
@@ -125,11 +146,6 @@ impl Streams {
             respond.send_reset(reason);
         }
         self.tell();
-        let stale = self.session.borrow_mut().take_stale();
-        if stale {
-            let grants = self.connection.grants().await;
-            self.session.borrow_mut().renew(grants);
-        }
     }
 
     fn tell(&self) {
@@ -145,7 +161,7 @@ impl Streams {
     ) -> Result<(), Broken> {
         let (method, path) = (request.method.clone(), request.path().to_owned());
         let ends = upload.is_end_stream();
-        let Some(outgoing) = write_request(&request, body.is_some() && !ends) else {
+        let Some(outgoing) = write_request(request, body.is_some() && !ends) else {
             let problem = self.session.borrow_mut().fault(Fault::Malformed);
             return answer(respond, &problem);
         };
@@ -157,11 +173,21 @@ impl Streams {
             if ends {
                 return Ok::<_, Broken>(());
             }
-            let used = send_up(upload, sending, body).await?;
-            self.session.borrow_mut().used(&used, &method, &path);
-            Ok(())
+            let mut body = body;
+            let stopped = send_up(upload, sending, &mut body).await;
+            let used = body.as_ref().map_or(&[][..], Body::used);
+            self.session.borrow_mut().used(used, &method, &path);
+            match stopped {
+                Err(Stopped::ByGuest(broken)) => Err(broken),
+                // It may have said all that it has to say.
+                Err(Stopped::ByServer) | Ok(()) => Ok(()),
+            }
         };
+        let mut response = response;
         let answering = async {
+            while let Some(Ok(early)) = poll_fn(|cx| response.poll_informational(cx)).await {
+                self.pass_on_early(&early, respond)?;
+            }
             let response = match response.await {
                 Ok(response) => response,
                 Err(error) if error.is_reset() => return Err(error.into()),
@@ -183,6 +209,27 @@ impl Streams {
         }
     }
 
+    /// Passes on what comes ahead of a response: 100, 103.
+    fn pass_on_early(
+        &self,
+        early: &http::Response<()>,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<(), Broken> {
+        let mut head = Response {
+            status: early.status().as_u16(),
+            fields: read_fields(early.headers()),
+        };
+        strip_hop_by_hop(&mut head.fields);
+        if self.session.borrow_mut().response(&mut head).is_err() {
+            return Ok(());
+        }
+        let mut outgoing = http::Response::new(());
+        *outgoing.status_mut() = early.status();
+        *outgoing.headers_mut() =
+            write_fields(head.fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
+        Ok(respond.send_informational(outgoing)?)
+    }
+
     async fn pass_on(
         &self,
         response: http::Response<RecvStream>,
@@ -195,6 +242,12 @@ impl Streams {
         };
         strip_hop_by_hop(&mut head.fields);
         let change = self.session.borrow_mut().response(&mut head);
+        let stale = self.session.borrow_mut().take_stale();
+        if stale {
+            // Who is told to come again with another credential will have it.
+            let grants = self.connection.grants().await;
+            self.session.borrow_mut().renew(grants);
+        }
         let mut change = match change {
             Ok(change) => change,
             Err(problem) => return answer(respond, &problem),
@@ -206,7 +259,7 @@ impl Streams {
         let mut outgoing = http::Response::new(());
         *outgoing.status_mut() = parts.status;
         *outgoing.headers_mut() =
-            write_fields(&head.fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
+            write_fields(head.fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
         let mut sending = respond.send_response(outgoing, ends)?;
         if ends {
             return Ok(());
@@ -219,35 +272,39 @@ impl Streams {
     }
 }
 
-/// Sends a body to the server; returns which secrets it got.
+/// Sends a body to the server.
 async fn send_up(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
-    mut body: Option<Body>,
-) -> Result<Vec<usize>, Broken> {
+    body: &mut Option<Body>,
+) -> Result<(), Stopped> {
+    let by_guest = |error: h2::Error| Stopped::ByGuest(error.into());
+    let by_server = |_: Broken| Stopped::ByServer;
     while let Some(piece) = from.data().await {
-        let piece = piece?;
+        let piece = piece.map_err(by_guest)?;
         let length = piece.len();
-        let piece = match &mut body {
+        let piece = match body {
             Some(body) => {
-                let mut out = Vec::new();
+                let mut out = Outgoing::default();
                 body.push(&piece, &mut out);
-                out.into()
+                out.mark();
+                Bytes::from_owner(out)
             }
             None => piece,
         };
-        send(&mut to, piece).await?;
-        from.flow_control().release_capacity(length)?;
+        send(&mut to, piece).await.map_err(by_server)?;
+        let released = from.flow_control().release_capacity(length);
+        released.map_err(by_guest)?;
     }
-    let mut used = Vec::new();
-    if let Some(mut body) = body {
-        let mut out = Vec::new();
+    if let Some(body) = body {
+        let mut out = Outgoing::default();
         body.finish(&mut out);
-        used = body.used().to_vec();
-        send(&mut to, out.into()).await?;
+        out.mark();
+        let rest = Bytes::from_owner(out);
+        send(&mut to, rest).await.map_err(by_server)?;
     }
-    finish(&mut to, trailers(&mut from).await?)?;
-    Ok(used)
+    let last = trailers(&mut from).await.map_err(Stopped::ByGuest)?;
+    finish(&mut to, last).map_err(by_server)
 }
 
 /// Sends a body to the guest.
@@ -321,7 +378,7 @@ async fn send(to: &mut SendStream<Bytes>, mut piece: Bytes) -> Result<(), Broken
 fn finish(to: &mut SendStream<Bytes>, trailers: Option<Fields>) -> Result<(), Broken> {
     match trailers.filter(|fields| !fields.0.is_empty()) {
         Some(fields) => {
-            let headers = write_fields(&fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
+            let headers = write_fields(fields).ok_or(Broken(Reason::PROTOCOL_ERROR))?;
             to.send_trailers(headers)?;
         }
         None => to.send_data(Bytes::new(), true)?,
@@ -371,27 +428,33 @@ fn read_request(parts: &http::request::Parts) -> Result<Request, Fault> {
         .as_str()
         .bytes()
         .any(|b| b.is_ascii_lowercase());
-    let rooted = target.starts_with('/') || target == "*" || parts.method == Method::CONNECT;
-    if lower || !rooted || !target.bytes().all(|b| b.is_ascii_graphic()) {
+    let whole = target == "*" && parts.method == Method::OPTIONS;
+    let rooted = target.starts_with('/') || whole || parts.method == Method::CONNECT;
+    if lower || !rooted || !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
         return Err(Fault::Target);
     }
-    if parts.headers.len() > MAX_FIELDS {
+    let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    let size: usize = parts.headers.iter().map(length).sum();
+    if parts.headers.len() > MAX_FIELDS || size + target.len() > MAX_HEAD {
         return Err(Fault::TooLarge);
     }
     let mut fields = read_fields(&parts.headers);
     // What only HTTP/1 has must not come (RFC 9113, 8.2.2).
     let foreign = ["connection", "transfer-encoding", "upgrade", "keep-alive"];
-    if foreign.iter().any(|name| fields.all(name).next().is_some())
-        || fields.all("content-length").count() > 1
-    {
+    if foreign.iter().any(|name| fields.all(name).next().is_some()) {
         return Err(Fault::Malformed);
+    }
+    let lengths: Vec<_> = fields.all("content-length").collect();
+    let number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    if lengths.len() > 1 || !lengths.iter().all(|length| number(length)) {
+        return Err(Fault::Length);
     }
     strip_hop_by_hop(&mut fields);
     fields.remove("host");
     Ok(Request {
         method: parts.method.as_str().into(),
         authority,
-        target,
+        target: target.into(),
         fields,
     })
 }
@@ -403,11 +466,12 @@ fn read_fields(headers: &HeaderMap) -> Fields {
     Fields(headers.iter().map(field).collect())
 }
 
-fn write_fields(fields: &Fields) -> Option<HeaderMap> {
+fn write_fields(fields: Fields) -> Option<HeaderMap> {
     let mut headers = HeaderMap::with_capacity(fields.0.len());
-    for field in &fields.0 {
+    for field in fields.0 {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        let mut value = HeaderValue::from_bytes(&field.value).ok()?;
+        // Not copied, so that it is overwritten when the last who has it lets go.
+        let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(field.value)).ok()?;
         // Credentials are not kept in the compression's table.
         value.set_sensitive(matches!(
             &field.name[..],
@@ -418,7 +482,7 @@ fn write_fields(fields: &Fields) -> Option<HeaderMap> {
     Some(headers)
 }
 
-fn write_request(request: &Request, new_length: bool) -> Option<http::Request<()>> {
+fn write_request(request: Request, new_length: bool) -> Option<http::Request<()>> {
     let uri = Uri::builder()
         .scheme("https")
         .authority(request.authority.as_str())
@@ -429,7 +493,7 @@ fn write_request(request: &Request, new_length: bool) -> Option<http::Request<()
     *outgoing.method_mut() = Method::from_bytes(request.method.as_bytes()).ok()?;
     *outgoing.uri_mut() = uri;
     *outgoing.version_mut() = Version::HTTP_2;
-    *outgoing.headers_mut() = write_fields(&request.fields)?;
+    *outgoing.headers_mut() = write_fields(request.fields)?;
     if new_length {
         outgoing.headers_mut().remove(http::header::CONTENT_LENGTH);
     }

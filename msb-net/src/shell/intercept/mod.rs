@@ -12,10 +12,13 @@
 //! the one that was verified.
 
 mod authority;
+#[doc(hidden)]
+pub mod fuzzing;
 mod h2;
 mod relay;
 mod tls;
 mod vault;
+mod watched;
 
 use std::cell::{Cell, RefCell};
 use std::io;

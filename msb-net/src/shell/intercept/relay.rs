@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use zeroize::Zeroize as _;
-
 use super::Connection;
 use crate::http::relay::{End, Relay};
 use crate::http::session::Session;
@@ -77,7 +75,7 @@ pub(super) async fn run(
             put = put(&mut to_guest, &relay.to_guest, guest_owed),
                 if !relay.to_guest.is_empty() || guest_owed => match put {
                     Ok(Put::Written(length)) => {
-                        relay.to_guest.drain(..length);
+                        relay.to_guest.take(length);
                         guest_owed = true;
                         relay.written();
                     }
@@ -87,9 +85,7 @@ pub(super) async fn run(
             put = put(&mut to_server, &relay.to_server, server_owed),
                 if !relay.to_server.is_empty() || server_owed || shut => match put {
                     Ok(Put::Written(length)) => {
-                        // It may be a value.
-                        relay.to_server[..length].zeroize();
-                        relay.to_server.drain(..length);
+                        relay.to_server.take(length);
                         server_owed = true;
                         relay.written();
                     }

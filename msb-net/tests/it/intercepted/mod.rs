@@ -1,6 +1,10 @@
 //! Requests between a guest and real TLS servers, and secrets in them.
 
+mod ambiguous;
+mod conformance;
+mod frames;
 mod servers;
+mod states;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;

@@ -159,6 +159,17 @@ pub(crate) fn h1(config: Option<Arc<ServerConfig>>) -> (u16, Seen) {
     })
 }
 
+/// A server that never answers, and keeps every byte it gets.
+pub(crate) fn bytes(config: Arc<ServerConfig>) -> (u16, Seen) {
+    serve(Some(config), |mut stream, seen| async move {
+        let mut piece = [0; 4096];
+        while let Ok(length @ 1..) = stream.read(&mut piece).await {
+            let text = String::from_utf8_lossy(&piece[..length]).into_owned();
+            seen.lock().unwrap().push(text);
+        }
+    })
+}
+
 fn credential(head: &str) -> String {
     let line = head
         .lines()
