@@ -10,7 +10,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::socket::{AnySocket, udp};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpCidr, IpListenEndpoint};
+use smoltcp::wire::{EthernetAddress, IpCidr, IpListenEndpoint, Ipv4Packet};
 
 /// How long a guest waits before the test has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,6 +20,8 @@ struct Card {
     stream: UnixStream,
     input: Vec<u8>,
     mtu: usize,
+    /// Packets of IPv4 leave in pieces of this many bytes.
+    pieces: Option<usize>,
 }
 
 pub(crate) struct Guest {
@@ -37,6 +39,7 @@ impl Guest {
             stream,
             input: Vec::new(),
             mtu: usize::from(config.mtu) + 14,
+            pieces: None,
         };
         let own = InterfaceConfig::new(EthernetAddress([2, 0, 0, 0, 0, 9]).into());
         let mut interface = Interface::new(own, &mut card, Instant::now());
@@ -53,6 +56,16 @@ impl Guest {
             interface,
             sockets,
         }
+    }
+
+    /// Sends a frame as it is.
+    pub(crate) fn inject(&mut self, frame: &[u8]) {
+        send(&mut self.card.stream, frame);
+    }
+
+    /// Lets packets of IPv4 leave in pieces of this many bytes, a multiple of eight.
+    pub(crate) fn cut(&mut self, size: usize) {
+        self.card.pieces = Some(size);
     }
 
     pub(crate) fn connect(&mut self, to: std::net::SocketAddr, from: u16) -> SocketHandle {
@@ -140,7 +153,7 @@ impl Card {
 
 struct Frame(Vec<u8>);
 
-struct Sender<'a>(&'a mut UnixStream);
+struct Sender<'a>(&'a mut UnixStream, Option<usize>);
 
 impl Device for Card {
     type RxToken<'a> = Frame;
@@ -151,11 +164,11 @@ impl Device for Card {
         let length = u32::from_be_bytes(*length) as usize;
         let frame = rest.get(..length)?.to_vec();
         self.input.drain(..4 + length);
-        Some((Frame(frame), Sender(&mut self.stream)))
+        Some((Frame(frame), Sender(&mut self.stream, self.pieces)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
-        Some(Sender(&mut self.stream))
+        Some(Sender(&mut self.stream, self.pieces))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -174,12 +187,41 @@ impl RxToken for Frame {
 
 impl TxToken for Sender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
-        let mut frame = vec![0; 4 + length];
-        frame[..4].copy_from_slice(&(length as u32).to_be_bytes());
-        let result = fill(&mut frame[4..]);
-        self.0
-            .write_all(&frame)
-            .expect("the gateway takes the frame");
+        let mut frame = vec![0; length];
+        let result = fill(&mut frame);
+        match self.1 {
+            Some(size) if frame[12..14] == [8, 0] => {
+                for piece in pieces(&frame, size) {
+                    send(self.0, &piece);
+                }
+            }
+            _ => send(self.0, &frame),
+        }
         result
     }
+}
+
+fn send(stream: &mut UnixStream, frame: &[u8]) {
+    let length = (frame.len() as u32).to_be_bytes();
+    stream
+        .write_all(&[&length, frame].concat())
+        .expect("the gateway takes the frame");
+}
+
+/// Cuts a frame with an IPv4 packet to pieces.
+pub(crate) fn pieces(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
+    let (headers, payload) = frame.split_at(14 + 20);
+    let count = payload.len().div_ceil(size);
+    let piece = |(index, payload): (usize, &[u8])| {
+        let mut piece = [headers, payload].concat();
+        let length = (piece.len() - 14) as u16;
+        let mut packet = Ipv4Packet::new_unchecked(&mut piece[14..]);
+        packet.set_total_len(length);
+        packet.set_dont_frag(false);
+        packet.set_more_frags(index + 1 < count);
+        packet.set_frag_offset((index * size) as u16);
+        packet.fill_checksum();
+        piece
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
 }

@@ -1,5 +1,6 @@
 //! The crate as its users see it.
 
+mod attacks;
 mod corpus;
 mod gateway_example;
 mod guest;

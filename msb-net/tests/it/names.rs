@@ -54,7 +54,7 @@ fn reply(query: &[u8], datagram: bool) -> Vec<u8> {
 }
 
 /// Serves names over UDP and TCP for as long as the test runs.
-fn serve(datagrams: UdpSocket, streams: TcpListener) {
+pub(crate) fn serve(datagrams: UdpSocket, streams: TcpListener) {
     std::thread::spawn(move || {
         let mut query = [0; 4096];
         while let Ok((length, from)) = datagrams.recv_from(&mut query) {
@@ -102,7 +102,7 @@ fn loopback() -> (UdpSocket, TcpListener, SocketAddr) {
 }
 
 /// Asks the resolver that the guest believes in, over TCP.
-fn ask(guest: &mut Guest, from: u16, asked: &str) -> Message {
+pub(crate) fn ask(guest: &mut Guest, from: u16, asked: &str) -> Message {
     let flow = guest.connect("8.8.8.8:53".parse().expect("an address"), from);
     let mut query = Message::new(from, MessageType::Query, OpCode::Query);
     query.add_query(Query::query(name(asked), RecordType::A));
@@ -129,7 +129,7 @@ fn ask(guest: &mut Guest, from: u16, asked: &str) -> Message {
 }
 
 /// Asks for a page, and returns what came.
-fn fetch(guest: &mut Guest, from: u16, to: &str, host: &str) -> Vec<u8> {
+pub(crate) fn fetch(guest: &mut Guest, from: u16, to: &str, host: &str) -> Vec<u8> {
     let flow = guest.connect(to.parse().expect("an address"), from);
     let request = format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n");
     let mut got = Vec::new();
@@ -152,7 +152,7 @@ fn fetch(guest: &mut Guest, from: u16, to: &str, host: &str) -> Vec<u8> {
     got
 }
 
-fn page(stream: &mut TcpStream) {
+pub(crate) fn page(stream: &mut TcpStream) {
     let mut request = [0; 4096];
     if stream.read(&mut request).is_ok() {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
