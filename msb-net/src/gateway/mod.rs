@@ -46,6 +46,7 @@ mod offload;
 mod outbox;
 mod packet;
 mod path;
+mod reminder;
 #[cfg(test)]
 mod sim;
 mod stack;

@@ -12,6 +12,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::outbox::{Outbox, Wire};
+use super::reminder::Memory;
 
 /// A stack that has nothing to send and yet wants to be asked again is asked
 /// after this long, not at once.
@@ -34,6 +35,7 @@ pub(super) struct Stack {
     socket: OneSocket,
     /// The buffer for each direction, in bytes.
     pub(super) buffer: usize,
+    pub(super) memory: Memory,
 }
 
 /// A set of one socket, and what it is called there.
@@ -138,6 +140,7 @@ impl Stack {
             interface,
             socket,
             buffer,
+            memory: Memory::default(),
         }
     }
 

@@ -15,6 +15,7 @@ use smoltcp::wire::{
 use super::event::{DropReason, Ended, Event};
 use super::inspect::Unjudged;
 use super::packet::Packet;
+use super::reminder::Reminder;
 use super::stack::{ACK_DELAY, Spare, Stack};
 use super::throttle::Places;
 use super::{Action, Config, ConnectError, FlowId, FlowMap, Gateway, Limits, policy};
@@ -488,6 +489,7 @@ impl Gateway {
                 if is_duplicate(stack, segment, &mut flow.told.last_ack) {
                     return;
                 }
+                stack.memory.hear(segment);
                 stack.receive(now, packet, &mut self.outbox);
                 flow.told.silent_since = None;
                 flow.told.settled = false;
@@ -555,7 +557,16 @@ impl Gateway {
             && let Stage::Open(stack) = &mut flow.stage
         {
             let settled = flow.told.settled;
+            let reminder = match stack.remind(now, &mut self.outbox) {
+                Reminder::Given => {
+                    self.tcp.mark_ready(id);
+                    return true;
+                }
+                Reminder::At(at) => Some(at),
+                Reminder::Unneeded => None,
+            };
             let deadline = if settled { None } else { stack.deadline(now) };
+            let deadline = deadline.into_iter().chain(reminder).min();
             // Whatever the stack thinks, silence ends what the guest owes.
             let patience = flow.told.silent_since.map(|since| since + SILENCE);
             let deadline = deadline.or(patience.filter(|_| !settled));

@@ -7,6 +7,7 @@ mod intercept;
 mod offload;
 mod path;
 mod pieces;
+mod stingy;
 mod throttle;
 mod together;
 
