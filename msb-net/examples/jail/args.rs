@@ -34,6 +34,10 @@ pub(crate) struct Args {
     pub(crate) events: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) capture: CaptureArgs,
+    /// Where rules about requests have TLS read, trusts the certificate authorities in
+    /// FILE (PEM) as well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) extra_roots: Option<PathBuf>,
     /// The largest IP packet on the program's interface
     #[arg(long, value_name = "BYTES", default_value_t = 65_520,
           value_parser = clap::value_parser!(u16).range(1280..=65_520))]

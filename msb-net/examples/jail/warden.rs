@@ -39,6 +39,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .build()?;
     let mut options = Options::new(config);
     options.capture = args.capture.open(1)?;
+    if let Some(path) = &args.extra_roots {
+        let shown = path.display();
+        let roots = std::fs::read_to_string(path);
+        options.interception.extra_roots = roots.with_context(|| format!("cannot read {shown}"))?;
+    }
     let status = runtime.block_on(supervise(args, options, &publish, &journal))?;
     let code = status
         .code()

@@ -3,9 +3,12 @@
 use std::io::Read as _;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt as _;
+use tokio::process::Child;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::http::session::Note;
@@ -21,12 +24,43 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const MAX_READ: u64 = MAX_VALUE as u64 + 3;
 
 /// The secrets of a sandbox.
-pub(super) struct Vault(Vec<(Arc<Secret>, Placeholder)>);
+pub(super) struct Vault(Vec<Entry>);
+
+struct Entry {
+    secret: Arc<Secret>,
+    placeholder: Placeholder,
+    /// The last reading. Whoever holds it reads: a guest that opens a thousand
+    /// connections at once must not start a thousand programs.
+    last: Mutex<Option<Reading>>,
+}
+
+struct Reading {
+    began: Instant,
+    value: Option<Arc<SecretValue>>,
+}
+
+impl Entry {
+    /// Reads the value, or takes it from a reading that began since.
+    async fn value(&self) -> Option<Arc<SecretValue>> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some(last) = last.as_ref().filter(|last| last.began >= asked) {
+            return last.value.clone();
+        }
+        let began = Instant::now();
+        let value = read(&self.secret.source).await;
+        *last = Some(Reading {
+            began,
+            value: value.clone(),
+        });
+        value
+    }
+}
 
 impl Vault {
     /// Gives each secret a placeholder of its own.
     pub(super) fn new(secrets: Vec<Secret>) -> Result<Self, Error> {
-        let pair = |secret: Secret| {
+        let entry = |secret: Secret| {
             let mut random = [0; 24];
             let mut filled = 0;
             while filled < random.len() {
@@ -35,17 +69,21 @@ impl Vault {
                     .map_err(|error| Error::system("get random bytes", &error.into()))?;
             }
             let placeholder = Placeholder::new(&secret.placeholder_prefix, random)?;
-            Ok((Arc::new(secret), placeholder))
+            Ok(Entry {
+                secret: Arc::new(secret),
+                placeholder,
+                last: Mutex::new(None),
+            })
         };
         secrets
             .into_iter()
-            .map(pair)
+            .map(entry)
             .collect::<Result<_, _>>()
             .map(Self)
     }
 
     pub(super) fn placeholders(&self) -> Vec<(String, Placeholder)> {
-        let pair = |(secret, own): &(Arc<Secret>, Placeholder)| (secret.name().into(), own.clone());
+        let pair = |own: &Entry| (own.secret.name().into(), own.placeholder.clone());
         self.0.iter().map(pair).collect()
     }
 
@@ -59,11 +97,12 @@ impl Vault {
         notes: &mut Vec<Note>,
     ) -> Arc<[Grant]> {
         let mut grants = Vec::new();
-        for (secret, placeholder) in &self.0 {
+        for entry in &self.0 {
+            let secret = &entry.secret;
             let proven = secure || secret.plain_http && bound.contains(host);
             let mut value = None;
             if proven && secret.is_for(host) {
-                value = read(&secret.source).await;
+                value = entry.value().await;
                 if value.is_none() {
                     let secret = secret.name().into();
                     notes.push(Note::NoValue { secret });
@@ -71,7 +110,7 @@ impl Vault {
             }
             grants.push(Grant {
                 secret: Arc::clone(secret),
-                placeholder: placeholder.clone(),
+                placeholder: entry.placeholder.clone(),
                 value,
             });
         }
@@ -103,18 +142,138 @@ async fn read(source: &Source) -> Option<Arc<SecretValue>> {
     SecretValue::new(&bytes).ok().map(Arc::new)
 }
 
+/// A program and all that it started, unless it ended by itself: they end with this.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // One that was not waited for keeps its number.
+        let own = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let Some(own) = own {
+            // They may all have ended.
+            let _ = kill_process_group(own, Signal::KILL);
+        }
+    }
+}
+
 async fn run(words: &[String]) -> Option<Zeroizing<Vec<u8>>> {
     let (program, arguments) = words.split_first()?;
-    let mut child = tokio::process::Command::new(program)
+    let child = tokio::process::Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
-        .spawn()
-        .ok()?;
+        .spawn();
+    let mut child = Group(child.ok()?);
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_READ as usize + 32));
-    let stdout = child.stdout.take()?;
+    let stdout = child.0.stdout.take()?;
     stdout.take(MAX_READ).read_to_end(&mut bytes).await.ok()?;
-    child.wait().await.ok()?.success().then_some(bytes)
+    let status = child.0.wait().await.ok()?;
+    status.success().then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn vault(command: &str) -> Vault {
+        let words = ["sh", "-c", command].map(String::from);
+        let secret = Secret::new("TOKEN", Source::Command(words.into())).unwrap();
+        Vault::new(vec![secret.allow_host("a.example".parse().unwrap())]).unwrap()
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(work)
+    }
+
+    async fn value(vault: &Vault) -> Option<String> {
+        let (host, mut notes) = ("a.example".parse().unwrap(), Vec::new());
+        let grants = vault.grants(&host, true, &[], &mut notes).await;
+        let value = grants[0].value.as_ref();
+        assert_eq!(value.is_none(), matches!(notes[..], [Note::NoValue { .. }]));
+        value.map(|value| String::from_utf8(value.expose().to_vec()).unwrap())
+    }
+
+    #[test]
+    fn what_a_program_prints_is_the_value_if_it_succeeds() {
+        for (command, expected) in [
+            ("echo a-good-value", Some("a-good-value")),
+            ("printf 'a-good-value\\r\\n'", Some("a-good-value")),
+            ("echo a-good-value; exit 1", None),
+            ("echo a-good-value >&2", None),
+            ("echo short", None),
+            ("exit 0", None),
+            ("yes a-value-without-end", None),
+            ("head -c 8193 /dev/zero", None),
+            ("no-such-program-anywhere", None),
+        ] {
+            let got = block_on(async { value(&vault(command)).await });
+            assert_eq!(got.as_deref(), expected, "{command}");
+        }
+    }
+
+    #[test]
+    fn many_who_ask_at_once_start_few_programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = folder.path().join("runs");
+        let vault = vault(&format!("echo x >> {}; echo a-good-value", runs.display()));
+        let count = || std::fs::read_to_string(&runs).unwrap().lines().count();
+        block_on(async {
+            let mut asking: Vec<_> = (0..50).map(|_| Box::pin(value(&vault))).collect();
+            // All ask before the first program ends.
+            std::future::poll_fn(|cx| {
+                asking.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+                match asking.is_empty() {
+                    true => std::task::Poll::Ready(()),
+                    false => std::task::Poll::Pending,
+                }
+            })
+            .await;
+            assert!(count() <= 2, "{} programs", count());
+            let before = count();
+            value(&vault).await;
+            assert_eq!(count(), before + 1, "later, it is read again");
+        });
+    }
+
+    /// A program that takes too long ends, and so does what it started.
+    #[test]
+    fn nothing_is_left_of_a_program_that_was_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let command = format!(
+            "sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait",
+            path.display()
+        );
+        let words = ["sh", "-c", &command].map(String::from);
+        let started = |path: &Path| std::fs::read_to_string(path).ok();
+        let pid = block_on(async {
+            let mut running = Box::pin(run(&words));
+            std::future::poll_fn(|cx| {
+                assert!(running.as_mut().poll(cx).is_pending());
+                match started(&path) {
+                    Some(pid) => std::task::Poll::Ready(pid),
+                    None => {
+                        cx.waker().wake_by_ref();
+                        std::task::Poll::Pending
+                    }
+                }
+            })
+            .await
+        });
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Its parent is gone: whoever is its new one may not have taken notice yet.
+        let runs = || std::fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z "));
+        while runs() {
+            std::thread::yield_now();
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Requests between a guest and real TLS servers, and secrets in them.
 
 mod ambiguous;
+mod answers;
 mod conformance;
 mod frames;
+mod rotation;
 mod servers;
 mod states;
 

@@ -1,6 +1,7 @@
 //! Servers that play the named host, and the authority that vouches for them.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 /// An authority that the gateway trusts in these tests.
@@ -170,7 +172,32 @@ pub(crate) fn bytes(config: Arc<ServerConfig>) -> (u16, Seen) {
     })
 }
 
-fn credential(head: &str) -> String {
+/// A server of HTTP/1.1 that answers every head as a function says.
+pub(crate) fn script(config: Arc<ServerConfig>, answer: fn(&str) -> Vec<u8>) -> (u16, Seen) {
+    serve(Some(config), move |mut stream, seen| async move {
+        let mut input = Vec::new();
+        loop {
+            let end = input.windows(4).position(|four| four == b"\r\n\r\n");
+            if let Some(end) = end {
+                let head: Vec<u8> = input.drain(..end + 4).collect();
+                let head = String::from_utf8(head).unwrap();
+                let text = answer(&head);
+                seen.lock().unwrap().push(head);
+                if stream.write_all(&text).await.is_err() || stream.flush().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let mut piece = [0; 4096];
+            match stream.read(&mut piece).await {
+                Ok(length @ 1..) => input.extend_from_slice(&piece[..length]),
+                _ => return,
+            }
+        }
+    })
+}
+
+pub(crate) fn credential(head: &str) -> String {
     let line = head
         .lines()
         .find(|line| line.starts_with("authorization: "));
@@ -200,8 +227,9 @@ pub(crate) fn reflection(credential: &str) -> String {
 pub(crate) fn h2(config: Arc<ServerConfig>) -> (u16, Seen) {
     serve(Some(config), |stream, seen| async move {
         let mut connection = h2::server::handshake(stream).await.unwrap();
+        let held = Rc::new(Notify::new());
         while let Some(Ok((request, mut respond))) = connection.accept().await {
-            let seen = Arc::clone(&seen);
+            let (seen, held) = (Arc::clone(&seen), Rc::clone(&held));
             tokio::task::spawn_local(async move {
                 let (parts, mut upload) = request.into_parts();
                 let mut length = 0;
@@ -214,7 +242,15 @@ pub(crate) fn h2(config: Arc<ServerConfig>) -> (u16, Seen) {
                 let credential = credential.trim_start_matches("Bearer ").to_owned();
                 let line = format!("{} {} {length} {credential}", parts.method, parts.uri);
                 seen.lock().unwrap().push(line);
-                let response = http::Response::builder().header("x-echo", &credential);
+                let path = parts.uri.path();
+                match path {
+                    "/hold" => held.notified().await,
+                    "/release" => held.notify_one(),
+                    _ => {}
+                }
+                let status = if path == "/401" { 401 } else { 200 };
+                let response = http::Response::builder().status(status);
+                let response = response.header("x-echo", &credential);
                 let mut body = respond
                     .send_response(response.body(()).unwrap(), false)
                     .unwrap();
