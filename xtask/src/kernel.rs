@@ -30,6 +30,10 @@ const PATCHES: &[(&str, &str)] = &[
         "0002-no-slab-files.patch",
         include_str!("../../msb-vmm/kernel/patches/0002-no-slab-files.patch"),
     ),
+    (
+        "0003-fair-server-on-demand.patch",
+        include_str!("../../msb-vmm/kernel/patches/0003-fair-server-on-demand.patch"),
+    ),
 ];
 
 /// Raised when the steps below change in a way that changes the result.

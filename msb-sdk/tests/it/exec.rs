@@ -53,6 +53,26 @@ pub(crate) async fn programs_have_input_limits_and_time() -> anyhow::Result<()> 
     Ok(())
 }
 
+pub(crate) async fn a_realtime_task_leaves_the_rest_some_time() -> anyhow::Result<()> {
+    let sandbox = lab::builder(lab::PYTHON).await?.create().await?;
+    let script = "import os\n\
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))\n\
+        os.write(1, b'realtime')\n\
+        while True: pass";
+    let options = ExecOptions::new("python3", ["-c", script]);
+    let mut spinner = sandbox.exec_with(options).await?;
+    assert_eq!(
+        spinner.recv().await,
+        Some(ExecEvent::Stdout("realtime".into()))
+    );
+    // There is one processor, and it is taken.
+    let output = sandbox.exec("echo", ["alive"]).await?;
+    assert_eq!(output.stdout()?, "alive\n");
+    spinner.kill();
+    assert_eq!(spinner.wait().await?.code(), 137);
+    Ok(())
+}
+
 pub(crate) async fn a_shell_is_the_images() -> anyhow::Result<()> {
     let sandbox = lab::sandbox().await?;
     let output = sandbox

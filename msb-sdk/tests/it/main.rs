@@ -39,7 +39,8 @@ tests! {
     #[cfg(feature = "blocking")]
     blocking: the_same_names_wait;
     embedding: a_program_outside_of_the_workspace_needs_no_msb;
-    exec: programs_have_input_limits_and_time, a_shell_is_the_images;
+    exec: programs_have_input_limits_and_time, a_realtime_task_leaves_the_rest_some_time,
+        a_shell_is_the_images;
     files: content_goes_up_and_down, a_gigabyte_streams_both_ways, a_hundred_thousand_entries,
         operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
     forks: forks_go_on_as_others, connections_are_the_first_ones,
