@@ -9,7 +9,8 @@ mod life;
 mod snapshot;
 
 pub(crate) use self::life::{
-    CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StopArgs,
+    CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StartArgs,
+    StopArgs,
 };
 pub(crate) use self::snapshot::{ForkArgs, SnapshotArgs, SnapshotCommand};
 use crate::size::parse_mebibytes;
@@ -46,7 +47,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "sh")]
     Shell(ShellArgs),
     /// Start sandboxes that are stopped; their files are as they were left
-    Start(NamesArgs),
+    Start(StartArgs),
     /// Stop sandboxes in order
     Stop(StopArgs),
     /// Stop sandboxes in order and start them again
@@ -198,6 +199,24 @@ pub(crate) struct NetworkArgs {
     /// be ranges (8000-8009:9000-9009); as HOST, 0 is any free port.
     #[arg(short = 'p', long = "publish", value_name = "PORTS")]
     pub(crate) publish: Vec<String>,
+    /// Let programs use a secret that the guest does not have: NAME=SOURCE@HOST[,HOST…]
+    ///
+    /// The variable NAME of the guest holds a placeholder, which becomes the value in requests
+    /// to the hosts and nowhere else. SOURCE is env:VARIABLE, file:PATH, cmd:COMMAND or stdin;
+    /// a HOST with a dot in front stands for all names below it, too. Options may follow:
+    /// header=NAME, method=NAME, path=PATH, prefix=TEXT, in=query, in=body, http=allow,
+    /// elsewhere=block.
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) secret: Vec<String>,
+    /// Take all TLS connections apart, not only those that secrets and rules need
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) tls_intercept: Option<TlsInterceptArg>,
+    /// Leave TLS connections to this host alone; with a dot in front also to those below it
+    #[arg(long, value_name = "HOST")]
+    pub(crate) tls_passthrough: Vec<String>,
+    /// Verify servers with the authorities of this PEM file, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Vec<PathBuf>,
     /// The most the guest may send each second, such as 2M
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_bytes)]
     pub(crate) upload: Option<u64>,
@@ -235,6 +254,12 @@ pub(crate) enum NetArg {
     AllowAll,
     /// Nothing
     None,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TlsInterceptArg {
+    /// Those to every host
+    All,
 }
 
 /// Arguments of `msb policy`.

@@ -9,6 +9,7 @@ mod commands;
 mod network;
 mod progress;
 mod sandbox;
+mod secret;
 mod session;
 mod size;
 mod table;

@@ -6,8 +6,8 @@ use std::io;
 use msb_sdk::{EngineKind, Isolation, NetworkLimits, PullPolicy, Sandbox, SandboxBuilder};
 
 use crate::Failure;
-use crate::args::{EngineArg, IsolationArg, NetworkArgs, PullArg, SandboxArgs};
-use crate::network;
+use crate::args::{EngineArg, IsolationArg, NetworkArgs, PullArg, SandboxArgs, TlsInterceptArg};
+use crate::{network, secret};
 
 /// Describes a sandbox.
 pub(crate) fn builder(
@@ -39,6 +39,18 @@ pub(crate) fn builder(
     }
     for ports in &network.publish {
         builder = builder.publish(ports);
+    }
+    for secret in secret::secrets(&network.secret)? {
+        builder = builder.secret(secret);
+    }
+    if let Some(TlsInterceptArg::All) = network.tls_intercept {
+        builder = builder.tls_intercept_all();
+    }
+    for host in &network.tls_passthrough {
+        builder = builder.tls_passthrough(host);
+    }
+    for file in &network.tls_ca {
+        builder = builder.tls_authority(file);
     }
     for (key, value) in args.env.iter().filter_map(|entry| variable(entry)) {
         builder = builder.env(key, value);

@@ -30,6 +30,7 @@ mod rtnetlink;
 mod session;
 mod stage;
 mod sys;
+mod trust;
 mod users;
 mod world;
 
@@ -97,8 +98,9 @@ pub fn attached(socket: OwnedFd) -> io::Result<()> {
         user: Some(format!("{}:{}", uid.as_raw(), gid.as_raw())),
         workdir: None,
         network: None,
+        trust: None,
     };
-    let world = World::new(&config, Devices::open()?);
+    let world = World::new(&config, Vec::new(), Devices::open()?);
     let mut session = Session::new(Link::new(socket)?, world, None)?;
     match session.run()? {
         End::Shutdown => session.farewell(&AgentMessage::ShutdownDone { clean: true }),

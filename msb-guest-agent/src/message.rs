@@ -23,14 +23,15 @@ pub use file::{
 };
 pub use network::{Address, Host, NetworkSettings, NetworkSpec};
 pub use setup::{
-    AgentHello, Configured, DiskName, Entropy, GuestConfig, RootSpec, SetupFailure, Upper,
+    AgentHello, Configured, DiskName, Entropy, GuestConfig, RootSpec, SetupFailure, TrustSpec,
+    Upper,
 };
 
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The version of the protocol that this library speaks.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Longest encoded message, in bytes.
 ///

@@ -21,6 +21,7 @@ use crate::patch::Patch;
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::sandbox::Sandbox;
+use crate::secret::{Secret, SecretSpec, Values};
 use crate::spec::{DEFAULT_DISK_MIB, SandboxSpec};
 use crate::state::{self, SandboxDir};
 use crate::supervisor;
@@ -36,6 +37,8 @@ pub struct SandboxBuilder {
     home: Option<Home>,
     progress: Option<OnProgress>,
     keep: Option<bool>,
+    /// Those of `spec.secrets`.
+    secrets: Vec<Secret>,
 }
 
 impl SandboxBuilder {
@@ -46,6 +49,7 @@ impl SandboxBuilder {
             home: None,
             progress: None,
             keep: None,
+            secrets: Vec::new(),
         }
     }
 
@@ -118,6 +122,34 @@ impl SandboxBuilder {
     /// its kin (pcapng). Only its owner may read it; it ends at a gibibyte.
     pub fn capture(mut self, file: impl Into<PathBuf>) -> Self {
         self.spec.capture = Some(file.into());
+        self
+    }
+
+    /// Gives the guest a secret that it can use and not see; one of the same name is replaced.
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secrets.retain(|old| old.spec.name != secret.spec.name);
+        self.secrets.push(secret);
+        self
+    }
+
+    /// Takes all TLS connections of the guest apart, not only those that secrets and rules
+    /// about requests need.
+    pub fn tls_intercept_all(mut self) -> Self {
+        self.spec.tls.intercept_all = true;
+        self
+    }
+
+    /// Leaves the TLS connections to a host alone, unless a rule is about its requests:
+    /// a name, or a name with a dot in front for it and all names below it.
+    pub fn tls_passthrough(mut self, host: impl Into<String>) -> Self {
+        self.spec.tls.passthrough.push(host.into());
+        self
+    }
+
+    /// Verifies servers, whose connections are taken apart, with the authorities of a PEM
+    /// file beside those of this host.
+    pub fn tls_authority(mut self, file: impl Into<PathBuf>) -> Self {
+        self.spec.tls.authorities.push(file.into());
         self
     }
 
@@ -227,16 +259,35 @@ impl SandboxBuilder {
         blocking(started).await?.sandbox()
     }
 
-    fn create_blocking(mut self, attached: bool, keep: bool) -> Result<Started, Error> {
+    /// Checks the spec and reads the secrets. The supervisor has another working folder.
+    fn complete(&mut self) -> Result<Values, Error> {
+        let mut values = Values::default();
+        for secret in self.secrets.drain(..) {
+            self.spec.secrets.push(values.give(secret)?);
+        }
         self.spec.validate()?;
-        if let Some(file) = &mut self.spec.capture {
-            // The supervisor has another working folder.
+        let files = self.spec.capture.iter_mut();
+        for file in files.chain(&mut self.spec.tls.authorities) {
             *file = std::path::absolute(&*file).map_err(|error| Error::InvalidSetting {
-                setting: "the capture",
+                setting: "a file",
                 value: file.display().to_string(),
                 reason: error.to_string(),
             })?;
         }
+        for secret in &mut self.spec.secrets {
+            secret
+                .make_absolute()
+                .map_err(|error| Error::InvalidSetting {
+                    setting: "the source of a secret",
+                    value: secret.name.clone(),
+                    reason: error.to_string(),
+                })?;
+        }
+        values.complete(&self.spec.secrets)
+    }
+
+    fn create_blocking(mut self, attached: bool, keep: bool) -> Result<Started, Error> {
+        let values = self.complete()?;
         let home = match self.home {
             Some(home) => home,
             None => Home::from_env()?,
@@ -256,6 +307,7 @@ impl SandboxBuilder {
             bundle,
             record,
             image,
+            values,
             attached,
             fresh: true,
             source: None,
@@ -270,6 +322,8 @@ pub(crate) struct Start {
     pub(crate) bundle: GuestBundle,
     pub(crate) record: Record,
     pub(crate) image: Image,
+    /// Those of its secrets that the supervisor does not read itself.
+    pub(crate) values: Values,
     pub(crate) attached: bool,
     /// Whether it has never run.
     pub(crate) fresh: bool,
@@ -329,8 +383,10 @@ impl Start {
             fresh: self.fresh,
             source: self.source,
         };
-        let mut socket = supervisor::spawn(&dir, self.attached)?;
-        let started = control::send_launch(&mut socket, &launch)
+        // Its processes do not inherit what this one has in the open.
+        let hidden = launch.spec.secrets.iter().filter_map(SecretSpec::variable);
+        let mut socket = supervisor::spawn(&dir, self.attached, hidden)?;
+        let started = control::send_launch(&mut socket, &launch, &self.values)
             .map_err(|source| Error::Supervisor { source })
             .and_then(|()| await_ready(&mut socket, progress));
         match started {

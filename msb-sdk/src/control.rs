@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{MachineAnswer, MachineRequest, Source};
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 use crate::progress::VmStep;
+use crate::secret::Values;
 use crate::spec::SandboxSpec;
 
 /// From the SDK to the supervisor, after the [`Launch`].
@@ -111,14 +112,20 @@ const MAX_REASON: usize = 4 << 10;
 
 /// Sends the launch message: its length as u32 LE, then JSON. It comes before all
 /// frames, because an environment may be longer than one.
-pub(crate) fn send_launch(socket: &mut impl Write, launch: &Launch) -> io::Result<()> {
+/// Behind it come the values of secrets, which are in no JSON.
+pub(crate) fn send_launch(
+    socket: &mut impl Write,
+    launch: &Launch,
+    values: &Values,
+) -> io::Result<()> {
     let json = serde_json::to_vec(launch)?;
     if json.len() > MAX_LAUNCH {
         let reason = "the sandbox's environment or block list is too long";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     socket.write_all(&(json.len() as u32).to_le_bytes())?;
-    socket.write_all(&json)
+    socket.write_all(&json)?;
+    values.send(socket)
 }
 
 /// What a creator says once it knows that its sandbox is ready, ahead of all frames.
@@ -143,7 +150,7 @@ pub(crate) fn is_adopted(creator: &mut UnixStream) -> bool {
 }
 
 /// Reads the launch message, and not a byte more than it.
-pub(crate) fn receive_launch(socket: &mut impl Read) -> io::Result<Launch> {
+pub(crate) fn receive_launch(socket: &mut impl Read) -> io::Result<(Launch, Values)> {
     let mut length = [0; 4];
     socket.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length) as usize;
@@ -152,7 +159,8 @@ pub(crate) fn receive_launch(socket: &mut impl Read) -> io::Result<Launch> {
     }
     let mut json = vec![0; length];
     socket.read_exact(&mut json)?;
-    Ok(serde_json::from_slice(&json)?)
+    let launch = serde_json::from_slice(&json)?;
+    Ok((launch, Values::receive(socket)?))
 }
 
 /// A reason, cut so that its message fits into a frame whatever is escaped in it.
@@ -214,10 +222,10 @@ mod tests {
             source: None,
         };
         let mut sent = Vec::new();
-        send_launch(&mut sent, &launch).expect("send");
+        send_launch(&mut sent, &launch, &Values::default()).expect("send");
         sent.extend_from_slice(b"the rest");
         let mut socket = sent.as_slice();
-        let received = receive_launch(&mut socket).expect("receive");
+        let (received, _) = receive_launch(&mut socket).expect("receive");
         assert_eq!(received.spec.env, [("BIG".to_owned(), value)]);
         assert_eq!(socket, b"the rest");
     }

@@ -132,6 +132,14 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
+    /// A secret cannot be used.
+    #[error("the secret {name:?} cannot be used: {problem}")]
+    Secret {
+        /// Its name.
+        name: String,
+        /// What is wrong with it; never its value.
+        problem: SecretProblem,
+    },
     /// This program can't be its sandboxes' supervisor.
     #[error("no program can supervise the sandbox")]
     NoSupervisor,
@@ -267,6 +275,7 @@ impl Error {
             Self::NewerState { .. } => "use the newer msb",
             Self::DamagedState { .. } => "remove the sandbox: `msb rm -f NAME`",
             Self::NoCommand { .. } => "give one after `--`",
+            Self::Secret { name, problem } => return problem.hint(name),
             Self::NoSupervisor => {
                 "call msb_sdk::supervisor_hook() first thing in main, or install msb on PATH"
             }
@@ -315,6 +324,57 @@ impl Error {
         Self::Gone {
             reason: reason.into(),
         }
+    }
+}
+
+/// Why a secret cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretProblem {
+    /// It may go nowhere.
+    #[error("it has no host that may get its value")]
+    NoHost,
+    /// Nothing says what its value is.
+    #[error("it has no value: none was given, and none is kept")]
+    NotGiven,
+    /// The variable that it is read from is not set.
+    #[error("the variable {variable} is not set here")]
+    NoVariable {
+        /// The variable.
+        variable: String,
+    },
+    /// The file that it is read from cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another secret or variable of the sandbox has its name.
+    #[error("the sandbox has another variable of this name")]
+    NameTaken,
+    /// Its name, value, hosts or placeholder are none.
+    #[error("{0}")]
+    Invalid(msb_net::Error),
+}
+
+impl SecretProblem {
+    fn hint(&self, name: &str) -> Option<String> {
+        Some(match self {
+            Self::NoHost => "name the hosts that may get it, such as @api.example.com".into(),
+            Self::NotGiven => format!(
+                "give it: `--secret {name}=stdin`, SandboxHandle::start_with or SnapshotBuilder::secret_value"
+            ),
+            Self::NoVariable { variable } => {
+                format!(
+                    "set {variable}, or name another source: env:VARIABLE, file:PATH, cmd:PROGRAM"
+                )
+            }
+            Self::Unreadable { .. } => "name a file that this user may read".into(),
+            Self::NameTaken => "leave the variable out: the guest has a placeholder in it".into(),
+            Self::Invalid(source) => return source.hint(),
+        })
     }
 }
 

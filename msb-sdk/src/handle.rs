@@ -1,5 +1,7 @@
 //! Sandboxes by their names, whether they run or not.
 
+mod start;
+
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -8,14 +10,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use msb_oci::Image;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::builder::{Start, Started, await_ready, blocking};
+use crate::builder::{Started, await_ready, blocking};
 use crate::control::Ready;
 use crate::error::Error;
-use crate::home::{GuestBundle, Home, unusable};
+use crate::home::Home;
 use crate::link::Link;
 use crate::logs::Logs;
 use crate::port::PublishedPort;
-use crate::record::{self, Phase, Record, State};
+use crate::record::{Phase, Record, State};
 use crate::sandbox::{self, STOP_GRACE, STOP_LIMIT, Sandbox};
 use crate::socket;
 use crate::spec::SandboxSpec;
@@ -332,41 +334,6 @@ impl SandboxHandle {
         image.ok_or_else(|| Error::ImageGone {
             image: record.spec.image.clone(),
         })
-    }
-
-    /// Starts it, detached. Its disk is as it was left.
-    ///
-    /// # Errors
-    /// [`Error::NameTaken`] when it runs already, [`Error::ImageGone`], and those of
-    /// [`SandboxBuilder::create`](crate::SandboxBuilder::create).
-    pub async fn start(&self) -> Result<Sandbox, Error> {
-        let this = self.clone();
-        blocking(move || this.start_blocking()).await?.sandbox()
-    }
-
-    fn start_blocking(&self) -> Result<Started, Error> {
-        let bundle = GuestBundle::find(&self.home)?;
-        let dir = SandboxDir::open(&self.home, &self.name)?;
-        let record = Record::read(dir.path())?;
-        let record = record.filter(|record| record.keep);
-        let record = record.ok_or_else(|| Error::NoSandbox {
-            name: self.name.clone(),
-        })?;
-        // One that can't be read is not written over. The process that it names is not that
-        // of the supervisor which has the lock from here on.
-        State::read(dir.path())?;
-        record::forget_state(dir.path()).map_err(|source| unusable(dir.path(), source))?;
-        let image = self.image(&record)?;
-        let start = Start {
-            home: self.home.clone(),
-            bundle,
-            record,
-            image,
-            attached: false,
-            fresh: false,
-            source: None,
-        };
-        start.run(dir, &|_| {})
     }
 
     /// Stops it in order: programs have ten seconds to end themselves, disks are flushed.

@@ -9,6 +9,7 @@
 //! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
 //! | [`Fs`], [`FileReader`], [`FileWriter`], [`DirEntry`] | the guest's files |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
+//! | [`Secret`] | a value that a guest uses without having it |
 //! | [`PublishedPort`] | a port of the guest that the host offers |
 //! | [`SnapshotBuilder`], [`Snapshots`] | sandboxes that were saved while they ran |
 //! | [`Patch`] | a change to the image's files that a sandbox begins with |
@@ -22,6 +23,11 @@
 //! - `blocking`: the module `blocking`, the same names for programs without a runtime.
 //! - `krun`: links libkrun in, the engine for hosts with hardware virtualization.
 #![forbid(unsafe_code)]
+
+/// The examples of the guide to secrets.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/secrets.md")]
+pub struct GuideToSecrets;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
@@ -44,6 +50,7 @@ mod port;
 mod progress;
 mod record;
 mod sandbox;
+mod secret;
 mod snapshot;
 mod socket;
 mod spec;
@@ -51,7 +58,7 @@ mod state;
 mod supervisor;
 
 pub use builder::SandboxBuilder;
-pub use error::Error;
+pub use error::{Error, SecretProblem};
 pub use exec::{ExecEvent, ExecHandle, ExecOptions, ExecStdin, Output};
 pub use fs::{
     CopyOptions, CopyReport, DirEntries, DirEntry, FileFault, FileMetadata, FileReader, FileWriter,
@@ -66,11 +73,13 @@ pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy
 pub use msb_vmm::{EngineKind, Isolation};
 pub use network::{
     Decision, NetworkActivity, NetworkEvent, NetworkEvents, NetworkLimits, NetworkPolicy, Query,
+    Request,
 };
 pub use patch::Patch;
 pub use port::{PortProtocol, PublishedPort};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};
+pub use secret::{Secret, SecretSource, SecretSpec};
 pub use snapshot::{SnapshotBuilder, SnapshotInfo, Snapshots};
-pub use spec::SandboxSpec;
+pub use spec::{SandboxSpec, TlsSpec};
 pub use supervisor::hook as supervisor_hook;

@@ -15,6 +15,7 @@ use crate::machine::{MachineFailure, MachineRequest, Source};
 use crate::network::NetworkPolicy;
 use crate::record::Record;
 use crate::sandbox::Sandbox;
+use crate::secret::{Secret, Values};
 use crate::spec::SandboxSpec;
 use crate::state::{self, SandboxDir};
 
@@ -140,6 +141,7 @@ impl Sandbox {
             network: None,
             env: Vec::new(),
             ports: Vec::new(),
+            secrets: Vec::new(),
         }
     }
 
@@ -183,6 +185,8 @@ impl Sandbox {
                 reason: format!("1 to {MAX_FORKS} are made at once"),
             });
         }
+        // As for a start: what was given to this one is not kept.
+        let values = Values::default().complete(&self.spec.secrets)?;
         let source = self.link.machine(MachineRequest::Fork).await?;
         let source = source.ok_or_else(|| Error::gone("its supervisor is of another version"))?;
         let about = About::new(
@@ -196,6 +200,7 @@ impl Sandbox {
             source: source.clone(),
             image: self.image.clone(),
             spec: about.child(),
+            values,
             stem: self.spec.name.clone(),
             attached,
         };
@@ -221,6 +226,7 @@ pub struct SnapshotBuilder {
     network: Option<NetworkPolicy>,
     env: Vec<(String, String)>,
     ports: Vec<String>,
+    secrets: Vec<Secret>,
 }
 
 impl SnapshotBuilder {
@@ -245,6 +251,14 @@ impl SnapshotBuilder {
     /// Sets an environment variable for programs that are started from here on.
     pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// Gives the value of one of its secrets: of one that was given when the sandbox was made
+    /// that was saved, or in place of what it would be read from. The placeholders are others
+    /// than the saved sandbox's, for programs that are started from here on.
+    pub fn secret_value(mut self, name: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
+        self.secrets.push(Secret::env(name).value(value));
         self
     }
 
@@ -306,7 +320,12 @@ impl SnapshotBuilder {
         }
         spec.ports = self.ports;
         spec.name = self.name.unwrap_or_default();
+        let mut values = Values::default();
+        for secret in self.secrets {
+            values.give(secret)?;
+        }
         Ok(Plan {
+            values: values.complete(&spec.secrets)?,
             bundle: GuestBundle::find(&home)?,
             source: Source {
                 root: home.snapshots(),
@@ -330,6 +349,8 @@ struct Plan {
     image: Image,
     /// Without a name, one is made up.
     spec: SandboxSpec,
+    /// Those of its secrets.
+    values: Values,
     /// What made-up names begin with.
     stem: String,
     attached: bool,
@@ -383,6 +404,7 @@ impl Plan {
             bundle: self.bundle,
             record: Record::new(spec, self.image.digest().to_string(), keep),
             image: self.image,
+            values: self.values,
             attached: self.attached,
             fresh: true,
             source: Some(self.source),

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::network::{NetworkLimits, NetworkPolicy};
 use crate::patch::{self, Patch};
 use crate::port::MAX_PORTS;
+use crate::secret::{self, SecretSpec};
 
 /// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
 const MAX_NAME: usize = 63;
@@ -61,9 +62,28 @@ pub struct SandboxSpec {
     /// Scripts, by name, that are on the `PATH` of the guest.
     #[serde(default)]
     pub scripts: Vec<(String, String)>,
+    /// What the guest has placeholders of.
+    #[serde(default)]
+    pub secrets: Vec<SecretSpec>,
+    /// Which TLS connections are taken apart beside those that secrets and rules need.
+    #[serde(default)]
+    pub tls: TlsSpec,
     /// Program with its arguments that is run at each start, beside those that come later;
     /// the image's own if it is empty.
     pub command: Option<Vec<String>>,
+}
+
+/// How TLS connections of a guest are treated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSpec {
+    /// Whether all are taken apart.
+    pub intercept_all: bool,
+    /// Hosts whose connections are not, unless a rule is about their requests; with a dot in
+    /// front also those below.
+    pub passthrough: Vec<String>,
+    /// Files of authorities, in PEM, that servers are verified with beside the host's.
+    pub authorities: Vec<PathBuf>,
 }
 
 impl Default for SandboxSpec {
@@ -93,6 +113,8 @@ impl SandboxSpec {
             ports: Vec::new(),
             patches: Vec::new(),
             scripts: Vec::new(),
+            secrets: Vec::new(),
+            tls: TlsSpec::default(),
             command: None,
         }
     }
@@ -155,6 +177,8 @@ impl SandboxSpec {
                 return Err(Error::TooManyPorts { max: MAX_PORTS });
             }
         }
+        secret::check(&self.secrets, &self.env)?;
+        secret::patterns(&self.tls.passthrough)?;
         patch::check(&self.patches, &self.scripts)
             .map_err(|(which, reason)| invalid("a patch", &which, &reason))?;
         let words = self.command.iter().flatten();

@@ -22,6 +22,20 @@ pub(crate) struct CreateArgs {
     pub(crate) network: NetworkArgs,
 }
 
+/// Arguments of `msb start`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Secrets are read again from where they came from. One that came from standard input is given again:
+  msb start --secret TOKEN=stdin app < token")]
+pub(crate) struct StartArgs {
+    /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) secret: Vec<String>,
+    /// Names of sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
 /// Arguments of `msb exec`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

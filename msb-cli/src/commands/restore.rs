@@ -8,11 +8,14 @@ use super::run::tell_ports;
 use crate::args::RunArgs;
 use crate::network::NetLog;
 use crate::session::{Session, forwarded_signals};
-use crate::{Failure, sandbox, terminal};
+use crate::{Failure, sandbox, secret, terminal};
 
 /// Starts it; runs a program in it and returns that one's exit code, or leaves it running.
 pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
-    let builder = describe(&args, snapshot);
+    let mut builder = describe(&args, snapshot);
+    for (name, value) in secret::values(&args.network.secret)? {
+        builder = builder.secret_value(name, value);
+    }
     if args.detach {
         let sandbox = builder.create_detached().await?;
         if !args.sandbox.quiet {

@@ -2,13 +2,15 @@
 
 use msb_sdk::Sandbox;
 
-use crate::args::NamesArgs;
-use crate::{Failure, terminal};
+use crate::args::StartArgs;
+use crate::{Failure, secret, terminal};
 
 /// Starts sandboxes and prints their names.
-pub(crate) async fn run(args: NamesArgs) -> Result<u8, Failure> {
+pub(crate) async fn run(args: StartArgs) -> Result<u8, Failure> {
+    let values = secret::values(&args.secret)?;
     for name in &args.names {
-        Sandbox::get(name).await?.start().await?;
+        let values = values.iter().cloned();
+        Sandbox::get(name).await?.start_with(values).await?;
         terminal::say(name)?;
     }
     Ok(0)

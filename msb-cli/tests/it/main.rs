@@ -12,5 +12,6 @@ mod life;
 mod network;
 mod run;
 mod sdk;
+mod secrets;
 mod state;
 mod terminal;

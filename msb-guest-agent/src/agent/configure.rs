@@ -14,9 +14,10 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use super::boot::{Setup, step};
 use super::root::Root;
 use super::sys;
+use super::trust;
 use super::users::Database;
 use super::world::World;
-use crate::message::{Configured, Entropy, GuestConfig, SetupFailure};
+use crate::message::{Configured, Entropy, GuestConfig, SetupFailure, TrustSpec};
 
 /// Longest host name the kernel takes.
 const MAX_HOSTNAME: usize = 64;
@@ -44,6 +45,10 @@ pub(super) fn configure(
         Some(_) => return Err(invalid("root", "another one is mounted already")),
     };
     root.identify(config, setup.network.files());
+    let trusting = match &config.trust {
+        Some(spec) => trust::install(spec)?,
+        None => Vec::new(),
+    };
     let workdir = config
         .workdir
         .as_ref()
@@ -72,7 +77,7 @@ pub(super) fn configure(
     };
     let devices = setup.stage.take_devices();
     let devices = devices.ok_or_else(|| SetupFailure::Refused("configured already".into()))?;
-    Ok((answer, World::new(config, devices), root))
+    Ok((answer, World::new(config, trusting, devices), root))
 }
 
 pub(super) fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
@@ -92,6 +97,12 @@ pub(super) fn check(config: &GuestConfig) -> Result<(), SetupFailure> {
     }
     if config.machine_id == [0; 16] {
         return Err(invalid("machine_id", "it is all zero"));
+    }
+    if let Some(trust) = &config.trust
+        && (trust.authority.0.len() > TrustSpec::MAX_AUTHORITY
+            || trust.fallback.0.len() > TrustSpec::MAX_FALLBACK)
+    {
+        return Err(invalid("trust", "the certificates are too long"));
     }
     if config.wall_clock_ns > i64::MAX as u64 {
         return Err(invalid(

@@ -216,6 +216,7 @@ mod tests {
             user: None,
             workdir: None,
             network: None,
+            trust: None,
         }
     }
 

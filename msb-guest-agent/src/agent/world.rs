@@ -20,6 +20,8 @@ const DEFAULT_PATH: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr
 /// The defaults of the guest and the devices every command needs.
 #[derive(Debug)]
 pub(super) struct World {
+    /// What is set where neither image nor user set it.
+    defaults: Vec<ByteString>,
     env: Vec<ByteString>,
     hostname: String,
     user: Option<String>,
@@ -28,8 +30,9 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(config: &GuestConfig, devices: Devices) -> World {
+    pub(super) fn new(config: &GuestConfig, defaults: Vec<ByteString>, devices: Devices) -> World {
         World {
+            defaults,
             env: config.env.clone(),
             hostname: config.hostname.clone(),
             user: config.user.clone(),
@@ -44,7 +47,8 @@ impl World {
     }
 
     /// The defaults are those of another guest from here on.
-    pub(super) fn become_other(&mut self, config: &GuestConfig) {
+    pub(super) fn become_other(&mut self, config: &GuestConfig, defaults: Vec<ByteString>) {
+        self.defaults = defaults;
         self.env.clone_from(&config.env);
         self.hostname.clone_from(&config.hostname);
         self.user.clone_from(&config.user);
@@ -123,6 +127,7 @@ impl World {
         let mut home = b"HOME=".to_vec();
         home.extend_from_slice(&user.home);
         env.push(home.into());
+        env.extend(self.defaults.iter().cloned());
         for entry in self.env.iter().chain(&request.env) {
             let name = name_of(entry.as_bytes());
             let place = env.iter().position(|old| name_of(old.as_bytes()) == name);
@@ -236,9 +241,10 @@ mod tests {
             env: env.iter().map(|entry| ByteString::from(*entry)).collect(),
             user: None,
             network: None,
+            trust: None,
             workdir: None,
         };
-        World::new(&config, Devices::open().unwrap())
+        World::new(&config, vec!["CA=/own".into()], Devices::open().unwrap())
     }
 
     #[test]
@@ -262,14 +268,16 @@ mod tests {
             "PATH=/image",
             "HOSTNAME=box",
             "HOME=/home/u",
+            "CA=/own",
             "LANG=de",
             "B=",
         ];
         assert_eq!(show(&request), expected);
         request.tty = Some(crate::message::TtySize { rows: 1, cols: 1 });
         assert!(show(&request).contains(&"TERM=xterm".to_owned()));
-        request.env = vec!["HOME=/x".into(), "TERM=dumb".into()];
+        request.env = vec!["HOME=/x".into(), "TERM=dumb".into(), "CA=/mine".into()];
         let env = show(&request);
+        assert!(env.contains(&"CA=/mine".into()) && !env.contains(&"CA=/own".into()));
         assert!(env.contains(&"HOME=/x".into()) && env.contains(&"TERM=dumb".into()));
     }
 

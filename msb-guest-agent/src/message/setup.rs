@@ -33,6 +33,25 @@ pub struct GuestConfig {
     pub workdir: Option<ByteString>,
     /// The network card; none is up when `None`.
     pub network: Option<NetworkSpec>,
+    /// Whom programs are to trust beside those that the image knows.
+    pub trust: Option<TrustSpec>,
+}
+
+/// Whom the guest's programs are to trust. Both are certificates in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustSpec {
+    /// The sandbox's own authority, for the flows that its network takes apart.
+    pub authority: ByteString,
+    /// What is trusted beside it where the image has no bundle: may be empty.
+    pub fallback: ByteString,
+}
+
+impl TrustSpec {
+    /// Most bytes of an authority that the agent accepts: a certificate has one to four
+    /// thousand.
+    pub const MAX_AUTHORITY: usize = 16 * 1024;
+    /// Most bytes of the fallback: a host's whole store has 200 to 500 KiB.
+    pub const MAX_FALLBACK: usize = 1024 * 1024;
 }
 
 /// Where the root file system comes from.

@@ -41,6 +41,7 @@ fn config(upper: Upper) -> GuestConfig {
         user: Some("u".into()),
         workdir: Some("/w".into()),
         network: None,
+        trust: None,
     }
 }
 
@@ -81,7 +82,7 @@ fn host_messages() {
     pin(mount, "06 03766461 00 00 01 022f61");
     let id = "ab".repeat(16);
     let head = format!("02 02eeee ac02 0168 {id} 03766461");
-    let tail = "01 03413d31 01 0175 01 022f77 00";
+    let tail = "01 03413d31 01 0175 01 022f77 00 00";
     let configure = |upper| HostMessage::Configure(Box::new(config(upper)));
     pin(
         configure(Upper::Tmpfs { size: None }),
@@ -95,6 +96,11 @@ fn host_messages() {
         configure(Upper::Disk("vdb".into())),
         &format!("{head} 01 03766462 {tail}"),
     );
+    let trust = TrustSpec {
+        authority: "a".into(),
+        fallback: "f".into(),
+    };
+    pin(trust, "0161 0166");
     pin(HostMessage::Ping { token: 128 }, "03 8001");
     pin(HostMessage::Sync { token: 1 }, "04 01");
     pin(HostMessage::Shutdown { grace_ms: 1000 }, "05 e807");

@@ -60,6 +60,7 @@ fn config() -> GuestConfig {
         user: None,
         workdir: None,
         network: None,
+        trust: None,
     }
 }
 

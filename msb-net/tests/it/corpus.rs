@@ -64,11 +64,6 @@ fn gateway_frames() {
 }
 
 #[test]
-fn offload_frames() {
-    replay("offload_frames", msb_net::fuzzing::offload_frames);
-}
-
-#[test]
 fn http1_head() {
     replay("http1_head", msb_net::fuzzing::http1_head);
 }

@@ -1,12 +1,13 @@
 //! Describing a sandbox, and waiting until it is there.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::sandbox::Sandbox;
 use super::wait;
 use crate::error::Error;
 use crate::{
-    EngineKind, Home, Isolation, NetworkLimits, NetworkPolicy, Patch, Progress, PullPolicy,
+    EngineKind, Home, Isolation, NetworkLimits, NetworkPolicy, Patch, Progress, PullPolicy, Secret,
 };
 
 /// Describes a sandbox; see [`SandboxBuilder`](crate::SandboxBuilder), from which it can also
@@ -46,6 +47,9 @@ impl SandboxBuilder {
         network(policy: NetworkPolicy);
         network_limits(limits: NetworkLimits);
         resolver(server: SocketAddr);
+        secret(secret: Secret);
+        tls_passthrough(host: impl Into<String>);
+        tls_authority(file: impl Into<PathBuf>);
         port(host: u16, guest: u16);
         publish(ports: impl Into<String>);
         patch(patch: Patch);
@@ -55,6 +59,11 @@ impl SandboxBuilder {
         engine(engine: EngineKind);
         home(home: Home);
         on_progress(callback: impl Fn(Progress) + Send + Sync + 'static);
+    }
+
+    /// See [`SandboxBuilder::tls_intercept_all`](crate::SandboxBuilder::tls_intercept_all).
+    pub fn tls_intercept_all(self) -> Self {
+        self.inner.tls_intercept_all().into()
     }
 
     /// Fetches the image if need be, starts the sandbox, and returns when programs can be run

@@ -53,6 +53,55 @@ pub enum NetworkActivity {
         /// How long it was there, in seconds.
         duration: f64,
     },
+    /// A request got the value of a secret.
+    #[serde(rename = "secret")]
+    SecretUsed {
+        /// The secret's name.
+        secret: String,
+        /// Where the request went, and which it was.
+        #[serde(flatten)]
+        request: Request,
+    },
+    /// A secret's source has no value: its placeholder goes as it is.
+    #[serde(rename = "no-value")]
+    NoValue {
+        /// The secret's name.
+        secret: String,
+        /// The host whose requests would have got it.
+        host: Option<String>,
+    },
+    /// A request was refused by a rule.
+    #[serde(rename = "request-deny")]
+    RequestDenied {
+        /// Which request.
+        #[serde(flatten)]
+        request: Request,
+        /// What decided, in words.
+        by: String,
+    },
+    /// A request was refused because of what it is.
+    #[serde(rename = "request-refuse")]
+    RequestRefused {
+        /// Which request.
+        #[serde(flatten)]
+        request: Request,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A server is not who it should be; nothing was sent to it.
+    Untrusted {
+        /// Its name.
+        host: Option<String>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A program of the guest does not accept the sandbox's certificates.
+    Pinned {
+        /// Whom it wanted to reach.
+        host: Option<String>,
+        /// What it said.
+        reason: String,
+    },
     /// Frames of the guest were dropped.
     Dropped {
         /// Why, in a word.
@@ -68,6 +117,27 @@ pub enum NetworkActivity {
     /// Something that this version has no type for; [`NetworkEvent::json`] has it all.
     #[serde(other)]
     Other,
+}
+
+/// A request inside of a flow. A value is never part of it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct Request {
+    /// The number of its flow.
+    pub flow: u64,
+    /// The host that it is for, if that is known.
+    pub host: Option<String>,
+    /// Its method; empty if it has none.
+    pub method: String,
+    /// Its path.
+    pub path: String,
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.host.as_deref().unwrap_or_default();
+        write!(f, "{} {host}{}, flow {}", self.method, self.path, self.flow)
+    }
 }
 
 /// What was decided about a flow.
@@ -172,6 +242,27 @@ impl fmt::Display for NetworkEvent {
                 f,
                 "closed flow {flow}: {ended}, {sent} bytes sent, {received} received, {duration:.3} s"
             ),
+            NetworkActivity::SecretUsed { secret, request } => {
+                write!(f, "secret {secret}: {request}")
+            }
+            NetworkActivity::NoValue { secret, host } => {
+                let host = host.as_deref().unwrap_or("a host");
+                write!(f, "secret {secret}: no value for {host}")
+            }
+            NetworkActivity::RequestDenied { request, by } => {
+                write!(f, "deny request {request}: {by}")
+            }
+            NetworkActivity::RequestRefused { request, reason } => {
+                write!(f, "refuse request {request}: {reason}")
+            }
+            NetworkActivity::Untrusted { host, reason } => {
+                let host = host.as_deref().unwrap_or("a server");
+                write!(f, "{host} cannot be trusted: {reason}")
+            }
+            NetworkActivity::Pinned { host, reason } => {
+                let host = host.as_deref().unwrap_or("a server");
+                write!(f, "the guest's program trusts others for {host}: {reason}")
+            }
             NetworkActivity::Dropped { reason, count } => {
                 write!(f, "dropped {count} frames: {reason}")
             }

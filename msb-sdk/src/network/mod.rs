@@ -5,7 +5,7 @@ mod limits;
 mod policy;
 
 pub(crate) use event::Watcher;
-pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, Query};
+pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, Query, Request};
 pub use limits::NetworkLimits;
 pub use policy::NetworkPolicy;
 pub(crate) use policy::read_document;

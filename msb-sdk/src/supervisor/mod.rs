@@ -25,6 +25,7 @@ mod restore;
 mod routes;
 mod start;
 mod template;
+mod trust;
 
 pub(crate) use start::mke2fs;
 
@@ -37,6 +38,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use self::clients::Tie;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use self::program::Program;
 use self::relay::{End, Relay, Resident, Sockets};
 use self::start::{Failure, Running};
@@ -44,6 +47,7 @@ use crate::control::{self, FromSupervisor, Launch};
 use crate::error::Error;
 use crate::home::{self, Home};
 use crate::record::{Phase, State};
+use crate::secret::Values;
 use crate::socket;
 use crate::state::SandboxDir;
 
@@ -76,8 +80,13 @@ pub fn hook() {
     HOOKED.store(true, Ordering::Relaxed);
 }
 
-/// Starts a supervisor for the sandbox in `dir`; returns the socket to it.
-pub(crate) fn spawn(dir: &SandboxDir, attached: bool) -> Result<UnixStream, Error> {
+/// Starts a supervisor for the sandbox in `dir`, without the variables that are `hidden`;
+/// returns the socket to it.
+pub(crate) fn spawn<'a>(
+    dir: &SandboxDir,
+    attached: bool,
+    hidden: impl Iterator<Item = &'a str>,
+) -> Result<UnixStream, Error> {
     use std::os::unix::process::CommandExt;
     let program = if HOOKED.load(Ordering::Relaxed) {
         "/proc/self/exe".into()
@@ -94,6 +103,9 @@ pub(crate) fn spawn(dir: &SandboxDir, attached: bool) -> Result<UnixStream, Erro
         .stdout(dir.lock().map_err(failed)?)
         .stderr(log)
         .current_dir("/");
+    for variable in hidden {
+        command.env_remove(variable);
+    }
     if attached {
         // Ctrl-C in the terminal is for the guest, by way of the creator. One that is
         // detached makes a session of its own, which a leader of a group can't.
@@ -118,7 +130,8 @@ fn supervise() -> i32 {
     let Ok((mut creator, lock)) = take_descriptors() else {
         return 1;
     };
-    let Ok(launch) = control::receive_launch(&mut creator) else {
+    leave_no_dump();
+    let Ok((launch, values)) = control::receive_launch(&mut creator) else {
         return 1;
     };
     let Ok(home) = Home::at(&launch.home) else {
@@ -131,7 +144,7 @@ fn supervise() -> i32 {
     }
     let dir = SandboxDir::inherited(&home, &launch.spec.name, lock);
     let mut state = State::starting();
-    let begun = begin(&launch, &home, &dir, &creator, &mut state);
+    let begun = begin((&launch, values), &home, &dir, &creator, &mut state);
     let adopted = begun.and_then(|begun| begun.adopted(&launch, &mut creator));
     match adopted {
         Ok(begun) => oversee(&launch, dir, state, creator, begun),
@@ -179,7 +192,7 @@ impl Begun {
 
 /// Starts the guest, and opens the socket at which it is found.
 fn begin(
-    launch: &Launch,
+    launch: (&Launch, Values),
     home: &Home,
     dir: &SandboxDir,
     mut creator: &UnixStream,
@@ -267,6 +280,17 @@ fn settle(launch: &Launch, dir: SandboxDir, state: &mut State, end: &End, remove
     state.ended(&end.reason, end.asked);
     // Without the note the free lock says that it has ended, though not how.
     let _ = state.write(dir.path());
+}
+
+/// A dump of this process would hold the values of secrets. One byte, because none at all
+/// does not keep a program that takes dumps from getting one.
+fn leave_no_dump() {
+    let limit = Rlimit {
+        current: Some(1),
+        maximum: Some(1),
+    };
+    // The limit can always be lowered.
+    let _ = setrlimit(Resource::Core, limit);
 }
 
 /// Takes the descriptors that [`spawn`] has placed, and leaves harmless ones.

@@ -4,21 +4,24 @@
 //! in all of them is set before a template is saved.
 
 use bytes::BytesMut;
-use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec};
+use msb_guest_agent::message::{Address, Host, NetworkSettings, NetworkSpec, TrustSpec};
 use msb_net::error::PortRefusal;
 use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
 use msb_net::publish::Publish;
 use msb_net::shell::{
-    Capture, Events, Link, Network, Options, Publication, host_addresses, host_resolvers,
+    Capture, Events, Interception, Link, Network, Options, Publication, host_addresses,
+    host_resolvers,
 };
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
 use tokio::sync::mpsc;
 
 use super::dial;
 use super::start::{Failure, random};
+use super::trust;
 use crate::control::{self, FromSupervisor};
 use crate::port::{MAX_PORTS, PortAnswer, PortFailure, PortRequest, PublishedPort};
+use crate::secret::{self, Values};
 use crate::spec::SandboxSpec;
 
 /// The name by which a guest may call the host, whether or not it may reach it.
@@ -36,6 +39,7 @@ pub(super) struct Wiring {
     config: Config,
     mac: Mac,
     capture: Option<Capture>,
+    interception: Interception,
 }
 
 impl Wiring {
@@ -43,7 +47,7 @@ impl Wiring {
     ///
     /// A guest that goes on from where another was (`moves`) gets addresses of its own: what
     /// it still has of the other's can't be taken for its own then.
-    pub(super) fn new(spec: &SandboxSpec, moves: bool) -> Result<Self, Failure> {
+    pub(super) fn new(spec: &SandboxSpec, values: &Values, moves: bool) -> Result<Self, Failure> {
         let mut seed = [0; 8];
         seed.copy_from_slice(&random(8)?);
         let mut mac = [0; 6];
@@ -67,6 +71,13 @@ impl Wiring {
             config,
             mac,
             capture,
+            interception: Interception {
+                secrets: values.secrets(&spec.secrets).map_err(net)?,
+                extra_roots: trust::extra(&spec.tls.authorities)?,
+                all: spec.tls.intercept_all,
+                passthrough: secret::patterns(&spec.tls.passthrough).map_err(net)?,
+                ..Interception::default()
+            },
         })
     }
 
@@ -94,6 +105,7 @@ impl Wiring {
         let mut options = Options::new(self.config);
         options.fallback = Some(Box::new(handover));
         options.capture = self.capture;
+        options.interception = self.interception;
         let (network, events) = Network::spawn(options, Link::stream(link)).map_err(net)?;
         Ok(Wire {
             network,
@@ -153,6 +165,17 @@ pub(super) struct Wire {
 }
 
 impl Wire {
+    /// Whom the guest has to trust, if any of its flows are taken apart.
+    pub(super) fn trust(&self) -> Option<TrustSpec> {
+        self.network.ca_pem().map(trust::spec)
+    }
+
+    /// What the guest has in place of its secrets: variables and placeholders.
+    pub(super) fn placeholders(&self) -> impl Iterator<Item = (String, String)> {
+        let pairs = self.network.placeholders().iter();
+        pairs.map(|(name, placeholder)| (name.clone(), placeholder.to_string()))
+    }
+
     /// Takes the clients that the guest refused, to be served in another way; once.
     pub(super) fn take_refused(&mut self) -> Option<mpsc::Receiver<dial::Client>> {
         self.refused.take()
@@ -291,7 +314,7 @@ mod tests {
     /// What differs between copies costs each of them time.
     #[test]
     fn a_copy_differs_from_its_template_in_the_cards_address_only() {
-        let wiring = Wiring::new(&SandboxSpec::new("demo".into()), false);
+        let wiring = Wiring::new(&SandboxSpec::new("demo".into()), &Values::default(), false);
         let wiring = wiring.ok().expect("wiring");
         let mut spec = wiring.spec();
         assert_ne!(spec.mac, TEMPLATE_MAC);

@@ -27,6 +27,7 @@ use crate::error::chain;
 use crate::home::Home;
 use crate::patch::SCRIPTS;
 use crate::progress::VmStep;
+use crate::secret::Values;
 use crate::state::SandboxDir;
 
 /// The console port that is the agent link.
@@ -56,7 +57,7 @@ pub(super) struct Failure {
 
 /// Starts the sandbox that `launch` describes.
 pub(super) fn start(
-    launch: &Launch,
+    (launch, values): (&Launch, Values),
     home: &Home,
     dir: &SandboxDir,
     progress: &mut dyn FnMut(VmStep),
@@ -65,7 +66,8 @@ pub(super) fn start(
     let source = launch.source.as_ref();
     let snapshot = source.map(|source| restore::open(source, &image));
     let snapshot = snapshot.transpose()?;
-    let wiring = Wiring::new(&launch.spec, snapshot.is_some())?;
+    let wiring = Wiring::new(&launch.spec, &values, snapshot.is_some())?;
+    drop(values);
     let mut machine = machine(launch, dir, &image, snapshot.as_ref())?;
     machine.network = Some(wiring.card());
     // The name is in use for as long as anything can write to the disk.
@@ -94,7 +96,7 @@ pub(super) fn start(
     agent
         .set_read_timeout(Some(AGENT_TIMEOUT))
         .map_err(Failure::io)?;
-    let config = guest_config(launch, &image, spec)?;
+    let config = guest_config(launch, &image, spec, &wire)?;
     let (configured, agent_time) = match snapshot {
         Some(_) => go_on(&mut agent, config, begin),
         None => configure(&mut agent, config, begin),
@@ -317,11 +319,14 @@ fn guest_config(
     launch: &Launch,
     image: &Image,
     network: NetworkSpec,
+    wire: &Wire,
 ) -> Result<GuestConfig, Failure> {
     let mut machine_id = [0; 16];
     machine_id.copy_from_slice(&random(16)?);
     let spec = &launch.spec;
     let config = image.config();
+    let mut env = spec.env.clone();
+    env.extend(wire.placeholders());
     let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Ok(GuestConfig {
         entropy: Entropy(ByteString(random(64)?)),
@@ -329,7 +334,7 @@ fn guest_config(
         hostname: spec.name.clone(),
         machine_id,
         root: root_spec(launch),
-        env: environment(&config.env, &spec.env, !spec.scripts.is_empty()),
+        env: environment(&config.env, &env, !spec.scripts.is_empty()),
         user: spec.user.clone().or_else(|| filled(&config.user)),
         workdir: spec
             .workdir
@@ -337,6 +342,7 @@ fn guest_config(
             .or_else(|| filled(&config.workdir))
             .map(ByteString::from),
         network: Some(network),
+        trust: wire.trust(),
     })
 }
 

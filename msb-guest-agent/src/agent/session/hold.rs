@@ -19,7 +19,7 @@ use super::Session;
 use crate::agent::boot::step;
 use crate::agent::exec::Exec;
 use crate::agent::users::Database;
-use crate::agent::{configure, connections, freezer, sys};
+use crate::agent::{configure, connections, freezer, sys, trust};
 use crate::endpoint::{GuestEndpoint, GuestEvent};
 use crate::message::{AgentMessage, Configured, GuestConfig, HostMessage, SetupFailure};
 
@@ -109,7 +109,11 @@ impl Session {
         }
         guest.network.apply(config.network.as_ref())?;
         guest.root.rename(config, guest.network.files(), &old_name);
-        self.world.become_other(config);
+        let trusting = match &config.trust {
+            Some(spec) => trust::install(spec)?,
+            None => Vec::new(),
+        };
+        self.world.become_other(config, trusting);
         self.forget_streams();
 
         let spec = config.user.as_deref().unwrap_or("");
