@@ -25,6 +25,10 @@ use msb_benches::versus::{self, Better, Versus};
 /// The largest packet that each of them can have, and that of most networks.
 const MTUS: [u16; 2] = [65_520, 1500];
 
+/// Behind the bridge: QEMU 7.2 carries no packets of 65,520 bytes from one of its back
+/// ends to the other.
+const BRIDGED_MTU: u16 = 32_000;
+
 /// Idle connections whose memory is measured.
 const IDLE: [usize; 2] = [1000, 10_000];
 
@@ -44,7 +48,7 @@ const BULK: [(&str, Load); 7] = [
 
 const UDP_DOWN: (&str, Load) = ("UDP down, 1,400 bytes", Load::Udp(Way::Down));
 
-/// The rest is measured at the largest MTU only: the packets are small.
+/// The rest is not measured at the small MTU: the packets are small.
 const SMALL: [(&str, Load); 7] = [
     ("connects, 8 at a time", Load::Connects),
     ("HTTP requests, 64 connections kept", Load::KeepAlive(64)),
@@ -97,7 +101,7 @@ fn main() -> Result<()> {
     results.extend(bench.rest()?);
     println!("\n{}", versus::table(&results));
     let bridged: Vec<_> = BRIDGED.into_iter().filter(|own| own.is_there()).collect();
-    let bridged = bench.traffic(MTUS[0], &bridged, ", bridged")?;
+    let bridged = bench.traffic(BRIDGED_MTU, &bridged, ", bridged")?;
     println!("\n{}", versus::table(&bridged));
     results.extend(bridged);
     let lines: Vec<_> = results.iter().map(Versus::json).collect();
@@ -126,7 +130,7 @@ impl Bench {
 
     /// All loads with one MTU. What is measured is called so at the end.
     fn traffic(&self, mtu: u16, contenders: &[Contender], end: &str) -> Result<Vec<Versus>> {
-        let small: &[_] = if mtu == MTUS[0] { &SMALL } else { &[] };
+        let small: &[_] = if mtu == MTUS[1] { &[] } else { &SMALL };
         let all = BULK.iter().chain(std::iter::once(&UDP_DOWN)).chain(small);
         let mut results = Vec::new();
         let mut running = Vec::new();
