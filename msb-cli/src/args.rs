@@ -5,9 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod host;
 mod life;
 mod snapshot;
 
+pub(crate) use self::host::{
+    CompletionArgs, CompletionCommand, InstallArgs, SelfArgs, SelfCommand, UninstallArgs,
+};
 pub(crate) use self::life::{
     CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StartArgs,
     StopArgs,
@@ -22,9 +26,19 @@ use crate::size::parse_mebibytes;
     version,
     propagate_version = true,
     subcommand_required = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  msb run python:3.12 -- python3 -c \"print('hello')\"
+  msb run --name app -d -p 8080:80 nginx
+  msb shell app
+  msb image --tree"
 )]
 pub(crate) struct Args {
+    /// Print all commands with their options; after a command, those of that one
+    // Seen to before anything is parsed: a command would ask for its arguments.
+    #[arg(long)]
+    tree: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -53,10 +67,19 @@ pub(crate) enum Command {
     /// Stop sandboxes in order and start them again
     Restart(StopArgs),
     /// Stop sandboxes at once
+    #[command(after_help = "\
+Example:
+  msb kill app")]
     Kill(NamesArgs),
     /// Hold sandboxes: nothing in them runs, and they keep their memory
+    #[command(after_help = "\
+Example:
+  msb pause app")]
     Pause(NamesArgs),
     /// Let sandboxes go on that were paused
+    #[command(after_help = "\
+Example:
+  msb resume app")]
     Resume(NamesArgs),
     /// Make sandboxes that go on from where one is
     Fork(ForkArgs),
@@ -71,6 +94,9 @@ pub(crate) enum Command {
     /// List sandboxes that run
     Ps(LsArgs),
     /// Tell everything about sandboxes, as JSON
+    #[command(after_help = "\
+Example:
+  msb inspect app")]
     Inspect(NamesArgs),
     /// Print what the program of a detached sandbox wrote
     Logs(LogsArgs),
@@ -81,7 +107,24 @@ pub(crate) enum Command {
     /// Check what a network policy does, without a sandbox
     Policy(PolicyArgs),
     /// Say what works on this host, what does not, and why
+    #[command(after_help = "\
+Example:
+  msb doctor")]
     Doctor,
+    /// Make a command that opens a sandbox
+    Install(Box<InstallArgs>),
+    /// Remove commands that `msb install` made
+    Uninstall(UninstallArgs),
+    /// Print the JSON Schema of sandbox files
+    #[command(after_help = "\
+Example:
+  msb schema > sandbox.schema.json")]
+    Schema,
+    /// Print what a shell needs to complete commands, or write manual pages
+    Completion(CompletionArgs),
+    /// Things about msb itself
+    #[command(name = "self")]
+    Own(SelfArgs),
 }
 
 /// Arguments of `msb run`.
@@ -95,6 +138,7 @@ Examples:
   echo data | msb run busybox -- wc -c
   msb run -m 1G -c 2 -e MODE=test -w /app myimage
   msb run --name app -d -p 8080:80 nginx
+  msb run -f sandbox.yaml -m 2G -- make test
   msb run --net none --net-rule \"allow tcp 443 api.github.com\" --net-log - debian -- bash")]
 pub(crate) struct RunArgs {
     /// Name of the sandbox, which is kept when it ends unless --rm is given
@@ -118,10 +162,14 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = [
         "cpus", "memory", "workdir", "user", "disk", "pull", "min_isolation", "engine", "rm",
         "net", "net_rule", "policy", "block_domain", "dns", "upload", "download", "opens", "pcap",
+        "file",
     ])]
     pub(crate) from_snapshot: Option<String>,
-    /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…
-    #[arg(required_unless_present = "from_snapshot")]
+    /// Image instead of the one that the file names
+    #[arg(long = "image", value_name = "IMAGE", requires = "file")]
+    pub(crate) other_image: Option<String>,
+    /// Image reference, such as python:3.12 or localhost:5000/app@sha256:…; left out with --file
+    #[arg(required_unless_present_any = ["from_snapshot", "file"])]
     pub(crate) image: Option<String>,
     /// Program and arguments to run instead of the image's own
     #[arg(
@@ -137,12 +185,15 @@ pub(crate) struct RunArgs {
 /// What a new sandbox is like, but for its network.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SandboxArgs {
-    /// Virtual CPUs
-    #[arg(short = 'c', long, value_name = "N", default_value_t = 1)]
-    pub(crate) cpus: u8,
-    /// Memory, with unit
-    #[arg(short = 'm', long, value_name = "SIZE", default_value = "512M", value_parser = parse_mebibytes)]
-    pub(crate) memory: u32,
+    /// Take settings from this file (YAML); other flags go ahead of it. `msb schema` has its keys
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Virtual CPUs; 1 unless said
+    #[arg(short = 'c', long, value_name = "N")]
+    pub(crate) cpus: Option<u8>,
+    /// Memory, with unit; 512M unless said
+    #[arg(short = 'm', long, value_name = "SIZE", value_parser = parse_mebibytes)]
+    pub(crate) memory: Option<u32>,
     /// Set an environment variable; KEY alone takes the value from here
     #[arg(short = 'e', long, value_name = "KEY=VALUE")]
     pub(crate) env: Vec<String>,
@@ -173,9 +224,9 @@ pub(crate) struct SandboxArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Network")]
 pub(crate) struct NetworkArgs {
-    /// What the guest may reach where no rule says otherwise
-    #[arg(long, value_name = "PRESET", default_value = "public-only")]
-    pub(crate) net: NetArg,
+    /// What the guest may reach where no rule says otherwise; public-only unless said
+    #[arg(long, value_name = "PRESET")]
+    pub(crate) net: Option<NetArg>,
     /// Add a rule, such as "deny tcp 25" or "allow tcp 80,443 suffix debian.org"
     ///
     /// May be given several times; the first rule that matches decides. The
@@ -272,6 +323,9 @@ pub(crate) struct PolicyArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Run the "expect" lines of a policy file; exit code 1 when one does not hold
+    #[command(after_help = "\
+Example:
+  msb policy check FILE")]
     Check {
         /// Policy file
         file: PathBuf,
@@ -322,6 +376,10 @@ pub(crate) enum EngineArg {
 
 /// Arguments of `msb pull`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  msb pull python:3.12
+  msb pull --from ./image.tar localhost/app:1")]
 pub(crate) struct PullArgs {
     /// Print nothing but errors
     #[arg(short = 'q', long)]
@@ -343,14 +401,24 @@ pub(crate) struct ImageArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     /// List images
-    #[command(visible_alias = "list")]
+    #[command(
+        visible_alias = "list",
+        after_help = "\
+Example:
+  msb image ls --format json"
+    )]
     Ls {
         /// How to print the list
         #[arg(long, value_name = "FORMAT", default_value = "table")]
         format: FormatArg,
     },
     /// Remove images, and what only they needed
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "\
+Example:
+  msb image rm python:3.12"
+    )]
     Rm {
         /// Also those that sandboxes which are stopped were made from: they cannot be started then
         #[arg(short = 'f', long)]
@@ -376,6 +444,21 @@ mod tests {
     #[test]
     fn the_definitions_hold_together() {
         super::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn look(command: &mut clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let leaf = command.get_subcommands().next().is_none();
+            let help = command.render_long_help().to_string();
+            assert!(!leaf || help.contains("\nExample"), "{path}:\n{help}");
+            let inner = command.get_subcommands_mut();
+            for inner in inner.filter(|inner| inner.get_name() != "help") {
+                look(inner, &path);
+            }
+        }
+        look(&mut super::Args::command(), "");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod installed;
 mod network;
 mod progress;
 mod sandbox;
@@ -14,6 +15,7 @@ mod session;
 mod size;
 mod table;
 mod terminal;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,9 @@ fn main() -> ExitCode {
     // A sandbox's supervisor is this program, started again; it never returns.
     msb_sdk::supervisor_hook();
 
+    if let Some(tree) = tree::asked(std::env::args_os().skip(1)) {
+        return finish(terminal::say(&tree).map(|()| 0));
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -48,6 +53,10 @@ fn main() -> ExitCode {
     let result = runtime.block_on(dispatch(args));
     // Standard input may still be waited for by a thread; it is not ours to end.
     runtime.shutdown_background();
+    finish(result)
+}
+
+fn finish(result: Result<u8, Failure>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -81,6 +90,11 @@ async fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Image(image) => commands::image::run(image).await,
         Command::Policy(policy) => commands::policy::run(policy),
         Command::Doctor => commands::doctor::run().await,
+        Command::Install(install) => commands::install::run(&install),
+        Command::Uninstall(names) => commands::uninstall::run(&names),
+        Command::Schema => commands::schema::run(),
+        Command::Completion(completion) => commands::completion::run(completion),
+        Command::Own(own) => commands::own::run(own).await,
     }
 }
 

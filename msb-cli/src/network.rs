@@ -9,13 +9,15 @@ use msb_sdk::{NetworkEvent, NetworkEvents, NetworkPolicy};
 use crate::Failure;
 use crate::args::{NetArg, NetworkArgs};
 
-/// Puts a policy together: rules of the command line come ahead of the file's.
-pub(crate) fn policy(args: &NetworkArgs) -> Result<NetworkPolicy, Failure> {
+/// Puts a policy together: rules of the command line come ahead of the file's, and without
+/// a file or a preset of those that there are.
+pub(crate) fn policy(args: &NetworkArgs, there: NetworkPolicy) -> Result<NetworkPolicy, Failure> {
     let mut policy = match (&args.policy, args.net) {
         (Some(path), _) => NetworkPolicy::from_file(path)?,
-        (None, NetArg::PublicOnly) => NetworkPolicy::public_only(),
-        (None, NetArg::AllowAll) => NetworkPolicy::allow_all(),
-        (None, NetArg::None) => NetworkPolicy::none(),
+        (None, Some(NetArg::PublicOnly)) => NetworkPolicy::public_only(),
+        (None, Some(NetArg::AllowAll)) => NetworkPolicy::allow_all(),
+        (None, Some(NetArg::None)) => NetworkPolicy::none(),
+        (None, None) => there,
     };
     if !args.net_rule.is_empty() {
         policy = policy.rules_first(&args.net_rule);

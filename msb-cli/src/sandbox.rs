@@ -2,35 +2,65 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
-use msb_sdk::{EngineKind, Isolation, NetworkLimits, PullPolicy, Sandbox, SandboxBuilder};
+use msb_sdk::{EngineKind, Error, Isolation, PullPolicy, Sandbox, SandboxBuilder, SandboxSpec};
 
 use crate::Failure;
 use crate::args::{EngineArg, IsolationArg, NetworkArgs, PullArg, SandboxArgs, TlsInterceptArg};
+use crate::progress::Display;
 use crate::{network, secret};
 
-/// Describes a sandbox.
+/// How often a sandbox that others make, start or remove at the same time is looked for.
+const MAX_ATTEMPTS: usize = 5;
+
+/// What a file says, or the defaults; name and image of the command line go ahead.
+pub(crate) fn spec(
+    file: Option<&Path>,
+    name: Option<&str>,
+    image: Option<&str>,
+) -> Result<SandboxSpec, Failure> {
+    let mut spec = match file {
+        Some(file) => SandboxSpec::from_file(file)?,
+        None => SandboxSpec::default(),
+    };
+    if let Some(name) = name {
+        name.clone_into(&mut spec.name);
+    }
+    if let Some(image) = image {
+        image.clone_into(&mut spec.image);
+    }
+    match file {
+        Some(file) if spec.image.is_empty() => Err(Failure::Usage {
+            message: format!("{} names no image", file.display()),
+            hint: Some("add a line such as `image: python:3.12`".into()),
+        }),
+        _ => Ok(spec),
+    }
+}
+
+/// Puts what the flags say over a description.
 pub(crate) fn builder(
-    name: &str,
-    image: &str,
+    mut spec: SandboxSpec,
     args: &SandboxArgs,
     network: &NetworkArgs,
 ) -> Result<SandboxBuilder, Failure> {
-    let mut builder = Sandbox::builder(name)
-        .image(image)
-        .cpus(args.cpus)
-        .memory_mib(args.memory)
-        .pull(match args.pull {
-            PullArg::Missing => PullPolicy::Missing,
-            PullArg::Always => PullPolicy::Always,
-            PullArg::Never => PullPolicy::Never,
-        })
-        .network(network::policy(network)?)
-        .network_limits(NetworkLimits {
-            upload: network.upload,
-            download: network.download,
-            opens: network.opens,
-        });
+    if let Some(cpus) = args.cpus {
+        spec.cpus = cpus;
+    }
+    if let Some(memory) = args.memory {
+        spec.memory_mib = memory;
+    }
+    let limits = &mut spec.network_limits;
+    limits.upload = network.upload.or(limits.upload);
+    limits.download = network.download.or(limits.download);
+    limits.opens = network.opens.or(limits.opens);
+    spec.network = network::policy(network, spec.network)?;
+    let mut builder = SandboxBuilder::from(spec).pull(match args.pull {
+        PullArg::Missing => PullPolicy::Missing,
+        PullArg::Always => PullPolicy::Always,
+        PullArg::Never => PullPolicy::Never,
+    });
     if let Some(file) = &network.pcap {
         builder = builder.capture(file);
     }
@@ -77,6 +107,51 @@ pub(crate) fn builder(
         });
     }
     Ok(builder)
+}
+
+/// Connects to a sandbox. With a file, one that does not run is started, and one that there is
+/// not is made.
+pub(crate) async fn open(name: &str, file: Option<&Path>) -> Result<Sandbox, Failure> {
+    let Some(file) = file else {
+        return Ok(Sandbox::get(name).await?.connect().await?);
+    };
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let error = match open_once(name, file).await {
+            Err(Failure::Sandbox(error)) => error,
+            other => return other,
+        };
+        let overtaken = matches!(
+            error,
+            Error::NameTaken { .. }
+                | Error::NameKept { .. }
+                | Error::NoSandbox { .. }
+                | Error::NotRunning { .. }
+        );
+        if !overtaken || attempt == MAX_ATTEMPTS {
+            return Err(error.into());
+        }
+    }
+}
+
+async fn open_once(name: &str, file: &Path) -> Result<Sandbox, Failure> {
+    let handle = match Sandbox::get(name).await {
+        Err(Error::NoSandbox { .. }) => {
+            let spec = spec(Some(file), Some(name), None)?;
+            let display = Display::new(&spec.image, false);
+            let shown = display.clone();
+            let builder = SandboxBuilder::from(spec).on_progress(move |step| shown.show(&step));
+            let sandbox = builder.create_detached().await;
+            display.finish();
+            return Ok(sandbox?);
+        }
+        other => other?,
+    };
+    match handle.connect().await {
+        Err(Error::NotRunning { .. }) => Ok(handle.start().await?),
+        other => Ok(other?),
+    }
 }
 
 /// A variable from `KEY=VALUE`, or from `KEY` with the value that it has here. As container

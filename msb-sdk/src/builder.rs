@@ -41,16 +41,30 @@ pub struct SandboxBuilder {
     secrets: Vec<Secret>,
 }
 
-impl SandboxBuilder {
-    pub(crate) fn new(name: String) -> Self {
+impl From<SandboxSpec> for SandboxBuilder {
+    /// Begins with a description that was read from somewhere, as by
+    /// [`SandboxSpec::from_file`].
+    fn from(spec: SandboxSpec) -> Self {
         Self {
-            spec: SandboxSpec::new(name),
+            spec,
             pull: PullPolicy::Missing,
             home: None,
             progress: None,
             keep: None,
             secrets: Vec::new(),
         }
+    }
+}
+
+impl SandboxBuilder {
+    pub(crate) fn new(name: String) -> Self {
+        SandboxSpec::new(name).into()
+    }
+
+    /// What has been described so far.
+    #[must_use]
+    pub fn spec(&self) -> &SandboxSpec {
+        &self.spec
     }
 
     /// The image, as container tools name it: `python:3.12`,
@@ -263,6 +277,9 @@ impl SandboxBuilder {
     fn complete(&mut self) -> Result<Values, Error> {
         let mut values = Values::default();
         for secret in self.secrets.drain(..) {
+            // One that a file describes gives way.
+            let name = &secret.spec.name;
+            self.spec.secrets.retain(|old| old.name != *name);
             self.spec.secrets.push(values.give(secret)?);
         }
         self.spec.validate()?;

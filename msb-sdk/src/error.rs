@@ -33,6 +33,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A mistake in a file that describes a sandbox.
+    #[error("{}:{line}:{column}: {message}", path.display())]
+    SpecFile {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// Where in the line, in characters, from 1.
+        column: usize,
+        /// What is wrong there.
+        message: String,
+        /// What may have been meant.
+        hint: Option<String>,
+    },
     /// A sandbox of this name is running.
     #[error("a sandbox named {name:?} is running already")]
     NameTaken {
@@ -285,7 +299,10 @@ impl Error {
             Self::NoGuest { .. } => {
                 "run `cargo xtask guest`, or set MSB_GUEST to the folder that holds vmlinux"
             }
-            Self::Start { hint, .. } | Self::Machine { hint, .. } | Self::Port { hint, .. } => {
+            Self::Start { hint, .. }
+            | Self::Machine { hint, .. }
+            | Self::Port { hint, .. }
+            | Self::SpecFile { hint, .. } => {
                 return hint.clone();
             }
             Self::PortTaken { .. } => "name another port, or 0 for any that is free",

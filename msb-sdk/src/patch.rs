@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Error;
@@ -40,28 +41,40 @@ const MAX_SCRIPT_NAME: usize = 255;
 ///     .patch(Patch::append("/etc/hosts", "127.0.0.1 myapp.local\n"))
 ///     .patch(Patch::remove("/etc/motd"));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[must_use = "a patch does nothing until it is given to a builder"]
 pub struct Patch {
+    /// Absolute path in the guest.
     path: String,
+    /// What becomes of it.
     action: Action,
+    /// Permissions, such as 0o755 in YAML; a number in JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mode: Option<u32>,
+    /// Numbers of user and group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     owner: Option<(u32, u32)>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Action {
+    /// A file with this text.
     Text(String),
-    Bytes(Content),
+    /// A file with these bytes, in base64.
+    Bytes(#[schemars(with = "String")] Content),
+    /// A copy of this file of the host.
     File(PathBuf),
+    /// A copy of this folder of the host.
     Dir(PathBuf),
+    /// A folder.
     Mkdir,
+    /// A symlink that says this.
     Symlink(String),
+    /// This text behind what is in the file.
     Append(String),
+    /// Nothing in this place.
     Remove,
 }
 
@@ -147,6 +160,13 @@ impl Patch {
     pub fn owner(mut self, uid: u32, gid: u32) -> Self {
         self.owner = Some((uid, gid));
         self
+    }
+
+    /// Takes a source that is relative as one below `folder`.
+    pub(crate) fn resolve(&mut self, folder: &Path) {
+        if let Action::File(source) | Action::Dir(source) = &mut self.action {
+            *source = folder.join(&*source);
+        }
     }
 
     /// Bytes that travel with the description.

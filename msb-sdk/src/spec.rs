@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use msb_net::publish::Publish;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -11,6 +12,11 @@ use crate::network::{NetworkLimits, NetworkPolicy};
 use crate::patch::{self, Patch};
 use crate::port::MAX_PORTS;
 use crate::secret::{self, SecretSpec};
+
+mod file;
+mod pairs;
+mod reader;
+mod yaml;
 
 /// The longest name: it becomes a host name (RFC 1035 allows 63 bytes in a label).
 const MAX_NAME: usize = 63;
@@ -21,8 +27,9 @@ const MAX_DISK_MIB: u32 = 16 * 1024 * 1024;
 /// The smallest disk: ext4's own tables and some room.
 const MIN_DISK_MIB: u32 = 16;
 
-/// One sandbox, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One sandbox, as plain data: what builders, command lines, files and the state of a sandbox
+/// come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SandboxSpec {
     /// Name on this host and in the guest.
@@ -37,6 +44,8 @@ pub struct SandboxSpec {
     /// guest memory when `None`.
     pub disk_mib: Option<u32>,
     /// Environment of every program, on top of the image's.
+    #[serde(deserialize_with = "pairs::read")]
+    #[schemars(with = "pairs::Pairs")]
     pub env: Vec<(String, String)>,
     /// Working folder instead of the image's.
     pub workdir: Option<String>,
@@ -46,7 +55,8 @@ pub struct SandboxSpec {
     pub require_hardware: bool,
     /// The engine, `krun` or `qemu`, instead of the best that the host can run.
     pub engine: Option<String>,
-    /// What the guest may reach.
+    /// What the guest may reach, as the text of a policy.
+    #[schemars(with = "String")]
     pub network: NetworkPolicy,
     /// How much of the network the guest may use.
     pub network_limits: NetworkLimits,
@@ -60,7 +70,8 @@ pub struct SandboxSpec {
     #[serde(default)]
     pub patches: Vec<Patch>,
     /// Scripts, by name, that are on the `PATH` of the guest.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "pairs::read")]
+    #[schemars(with = "pairs::Pairs")]
     pub scripts: Vec<(String, String)>,
     /// What the guest has placeholders of.
     #[serde(default)]
@@ -74,7 +85,7 @@ pub struct SandboxSpec {
 }
 
 /// How TLS connections of a guest are treated.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsSpec {
     /// Whether all are taken apart.
@@ -93,6 +104,17 @@ impl Default for SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// The JSON Schema of a description, as `msb schema` prints it.
+    ///
+    /// ```
+    /// let schema = msb_sdk::SandboxSpec::schema();
+    /// assert_eq!(schema["properties"]["memory_mib"]["type"], "integer");
+    /// ```
+    #[must_use]
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).into()
+    }
+
     /// A spec with defaults for everything but the image.
     pub(crate) fn new(name: String) -> Self {
         Self {

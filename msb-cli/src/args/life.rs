@@ -5,10 +5,11 @@ use super::{FormatArg, NetworkArgs, SandboxArgs};
 /// Arguments of `msb create`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Nothing runs in it until `msb exec` or `msb shell` starts something.
+Nothing runs in it until `msb exec` or `msb shell` starts something, unless a file has a command.
 
 Examples:
   msb create --name dev python:3.12
+  msb create -f sandbox.yaml
   msb shell dev")]
 pub(crate) struct CreateArgs {
     /// Name of the sandbox; one is made up when it is left out
@@ -16,8 +17,9 @@ pub(crate) struct CreateArgs {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
-    /// Image reference
-    pub(crate) image: String,
+    /// Image reference; may be left out with --file
+    #[arg(required_unless_present = "file")]
+    pub(crate) image: Option<String>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
 }
@@ -25,7 +27,10 @@ pub(crate) struct CreateArgs {
 /// Arguments of `msb start`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Secrets are read again from where they came from. One that came from standard input is given again:
+Secrets are read again from where they came from. One that came from standard input is given again.
+
+Examples:
+  msb start app
   msb start --secret TOKEN=stdin app < token")]
 pub(crate) struct StartArgs {
     /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
@@ -61,6 +66,9 @@ pub(crate) struct ExecArgs {
     /// User in the guest: a name or id, optionally with :GROUP
     #[arg(short = 'u', long, value_name = "USER")]
     pub(crate) user: Option<String>,
+    /// Start the sandbox if it does not run, and make it from this file if there is none
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) file: Option<std::path::PathBuf>,
     /// Name of the sandbox
     pub(crate) name: String,
     /// Program and arguments
@@ -100,6 +108,9 @@ pub(crate) struct ShellArgs {
     /// User in the guest: a name or id, optionally with :GROUP
     #[arg(short = 'u', long, value_name = "USER")]
     pub(crate) user: Option<String>,
+    /// Start the sandbox if it does not run, and make it from this file if there is none
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) file: Option<std::path::PathBuf>,
     /// Name of the sandbox
     pub(crate) name: String,
     /// Script to run in the image's shell instead of opening one
@@ -109,7 +120,6 @@ pub(crate) struct ShellArgs {
 
 /// Arguments of commands that take nothing but names.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "`msb ls` lists the names.")]
 pub(crate) struct NamesArgs {
     /// Names of sandboxes
     #[arg(required = true, value_name = "NAME")]

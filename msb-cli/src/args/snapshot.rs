@@ -27,14 +27,24 @@ Example:
         snapshot: String,
     },
     /// List snapshots
-    #[command(visible_alias = "list")]
+    #[command(
+        visible_alias = "list",
+        after_help = "\
+Example:
+  msb snapshot ls --format json"
+    )]
     Ls {
         /// How to print the list
         #[arg(long, value_name = "FORMAT", default_value = "table")]
         format: FormatArg,
     },
     /// Remove snapshots; sandboxes that go on from them are not touched
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "\
+Example:
+  msb snapshot rm warm"
+    )]
     Rm {
         /// Names of snapshots
         #[arg(required = true, value_name = "SNAPSHOT")]

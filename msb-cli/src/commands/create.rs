@@ -6,10 +6,11 @@ use crate::{Failure, sandbox};
 
 /// Makes a sandbox, starts it in the background and prints its name.
 pub(crate) async fn run(args: CreateArgs) -> Result<u8, Failure> {
-    let name = match &args.name {
-        Some(name) => name.clone(),
-        None => sandbox::unique_name()?,
-    };
-    let builder = sandbox::builder(&name, &args.image, &args.sandbox, &args.network)?;
-    detached(builder, &args.image, args.sandbox.quiet).await
+    let (file, name) = (args.sandbox.file.as_deref(), args.name.as_deref());
+    let mut spec = sandbox::spec(file, name, args.image.as_deref())?;
+    if spec.name.is_empty() {
+        spec.name = sandbox::unique_name()?;
+    }
+    let builder = sandbox::builder(spec, &args.sandbox, &args.network)?;
+    detached(builder, args.sandbox.quiet).await
 }

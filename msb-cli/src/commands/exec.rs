@@ -1,11 +1,11 @@
 //! `msb exec`: a program in a sandbox that runs.
 
-use msb_sdk::{ExecOptions, Sandbox};
+use msb_sdk::ExecOptions;
 
-use crate::Failure;
 use crate::args::ExecArgs;
 use crate::sandbox::variable;
 use crate::session::{Session, forwarded_signals};
+use crate::{Failure, sandbox};
 
 /// Runs the program and returns its exit code.
 pub(crate) async fn run(args: ExecArgs) -> Result<u8, Failure> {
@@ -26,6 +26,6 @@ pub(crate) async fn run(args: ExecArgs) -> Result<u8, Failure> {
         options = options.user(user);
     }
     let session = Session::new(args.interactive, args.tty)?;
-    let sandbox = Sandbox::get(&args.name).await?.connect().await?;
+    let sandbox = sandbox::open(&args.name, args.file.as_deref()).await?;
     session.run(&sandbox, options, forwarded_signals()).await
 }

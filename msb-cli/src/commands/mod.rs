@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod doctor;
@@ -7,9 +8,11 @@ pub(crate) mod exec;
 pub(crate) mod fork;
 pub(crate) mod image;
 pub(crate) mod inspect;
+pub(crate) mod install;
 pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod own;
 pub(crate) mod pause;
 pub(crate) mod policy;
 pub(crate) mod pull;
@@ -17,7 +20,9 @@ pub(crate) mod restart;
 pub(crate) mod restore;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod schema;
 pub(crate) mod shell;
 pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
+pub(crate) mod uninstall;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use msb_sdk::{ExecOptions, Sandbox, SandboxBuilder};
+use msb_sdk::{ExecOptions, Sandbox, SandboxBuilder, SandboxSpec};
 
 use super::restore;
 use crate::args::RunArgs;
@@ -16,18 +16,25 @@ pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
     if let Some(snapshot) = args.from_snapshot.take() {
         return restore::run(args, &snapshot).await;
     }
-    // The command line has it, where it has no snapshot.
-    let image = args.image.take().unwrap_or_default();
-    let name = match &args.name {
-        Some(name) => name.clone(),
-        None => sandbox::unique_name()?,
-    };
-    let builder = sandbox::builder(&name, &image, &args.sandbox, &args.network)?;
-    if args.detach {
-        let builder = builder.keep(!args.rm).command(words(&args.command)?);
-        return detached(builder, &image, args.sandbox.quiet).await;
+    let mut spec = spec(&mut args)?;
+    let keep = !spec.name.is_empty() && !args.rm;
+    if spec.name.is_empty() {
+        spec.name = sandbox::unique_name()?;
     }
-    let keep = args.name.is_some() && !args.rm;
+    let image = spec.image.clone();
+    let command = spec.command.take();
+    let builder = sandbox::builder(spec, &args.sandbox, &args.network)?;
+    if args.detach {
+        let command = match args.command.is_empty() {
+            true => command.unwrap_or_default(),
+            false => words(&args.command)?,
+        };
+        let builder = builder.keep(!args.rm).command(command);
+        return detached(builder, args.sandbox.quiet).await;
+    }
+    if args.command.is_empty() {
+        args.command = command.into_iter().flatten().map(Into::into).collect();
+    }
     let session = Session::new(args.interactive, args.tty)?;
     let log = NetLog::open(&args.network)?;
     let mut signals = forwarded_signals();
@@ -76,13 +83,21 @@ pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
     }
 }
 
+/// What the sandbox is made from. With a file, all words are the program's.
+fn spec(args: &mut RunArgs) -> Result<SandboxSpec, Failure> {
+    let file = args.sandbox.file.as_deref();
+    let mut image = args.image.take();
+    if file.is_some() {
+        let program = image.take().map(OsString::from);
+        args.command.splice(0..0, program);
+        image = args.other_image.take();
+    }
+    sandbox::spec(file, args.name.as_deref(), image.as_deref())
+}
+
 /// Starts a sandbox in the background and prints its name.
-pub(crate) async fn detached(
-    builder: SandboxBuilder,
-    image: &str,
-    quiet: bool,
-) -> Result<u8, Failure> {
-    let display = Display::new(image, quiet);
+pub(crate) async fn detached(builder: SandboxBuilder, quiet: bool) -> Result<u8, Failure> {
+    let display = Display::new(&builder.spec().image, quiet);
     let shown = display.clone();
     let builder = builder.on_progress(move |step| shown.show(&step));
     let mut signals = forwarded_signals();

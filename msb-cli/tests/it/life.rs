@@ -114,37 +114,3 @@ fn copies_go_in_and_out() {
     }
     msb(&["rm", "-f", "app"]).success();
 }
-
-/// The words of a command line, in which only double quotes are special.
-fn words(line: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut quoted = false;
-    for letter in line.chars() {
-        match letter {
-            '"' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            _ => words.last_mut().expect("a word").push(letter),
-        }
-    }
-    words
-}
-
-#[test]
-fn the_guide_is_run() {
-    let guide = include_str!("../../../docs/life.md");
-    let session = guide.split("```").nth(1).expect("a session");
-    let session = session.strip_prefix("console\n$ ").expect("a console");
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
-    for step in session.split("\n$ ") {
-        let (line, output) = step.split_once('\n').unwrap_or((step, ""));
-        let mut words = words(line);
-        assert_eq!(words.remove(0), "msb");
-        for word in words.iter_mut().filter(|word| *word == "busybox") {
-            *word = BUSYBOX.to_owned();
-        }
-        let run = finish(&mut lab.msb(&words), b"");
-        assert_eq!(run.success().trim_end(), output.trim_end(), "{line}");
-    }
-    assert_eq!(lab.sandboxes(), [""; 0]);
-}

@@ -4,8 +4,11 @@
 //! where they are.
 
 mod errors;
+mod file;
 mod forks;
+mod guide;
 mod images;
+mod install;
 mod kill;
 mod lab;
 mod life;
@@ -14,4 +17,5 @@ mod run;
 mod sdk;
 mod secrets;
 mod state;
+mod surface;
 mod terminal;

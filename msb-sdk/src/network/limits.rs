@@ -1,5 +1,6 @@
 //! How much of the network a sandbox may use at once.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a sandbox may use of the network in each second; `None` is as much as there is.
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// let limits = NetworkLimits { download: Some(1_000_000), ..NetworkLimits::default() };
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkLimits {
     /// Bytes that the guest may send.

@@ -1,0 +1,111 @@
+//! The guides: what they show is typed, and has to say what they say.
+
+use std::path::Path;
+
+use crate::lab::{BUSYBOX, Lab, finish};
+
+/// The words of a command line, in which only double quotes are special.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for letter in line.chars() {
+        match letter {
+            '"' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            _ => words.last_mut().expect("a word").push(letter),
+        }
+    }
+    words
+}
+
+/// The blocks of a guide in some language.
+fn blocks<'a>(guide: &'a str, language: &str) -> Vec<&'a str> {
+    let begin = format!("```{language}\n");
+    let blocks = guide.split(&begin).skip(1);
+    blocks
+        .map(|block| block.split("\n```").next().expect("an end"))
+        .collect()
+}
+
+/// Types the sessions of a guide in an empty home, with `folder` as the working folder and
+/// that of commands.
+fn run(guide: &str, folder: &Path) {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let sessions = blocks(guide, "console");
+    assert!(!sessions.is_empty());
+    for session in sessions {
+        let session = session.strip_prefix("$ ").expect("a console");
+        for step in session.split("\n$ ") {
+            let (line, output) = step.split_once('\n').unwrap_or((step, ""));
+            type_line(&lab, folder, line, output.trim_end());
+        }
+    }
+    assert_eq!(lab.sandboxes(), [""; 0]);
+}
+
+/// A line that ends in `# fails` has to, with the output on standard error.
+fn type_line(lab: &Lab, folder: &Path, line: &str, output: &str) {
+    let (line, fails) = match line.strip_suffix(" # fails") {
+        Some(line) => (line, true),
+        None => (line, false),
+    };
+    let mut words = words(line);
+    let program = words.remove(0);
+    for word in words.iter_mut().filter(|word| *word == "busybox") {
+        *word = BUSYBOX.to_owned();
+    }
+    let mut command = lab.msb(&words);
+    if program != "msb" {
+        let mut other = std::process::Command::new(folder.join(program));
+        other.args(&words);
+        for (key, value) in command.get_envs() {
+            other.env(key, value.expect("set"));
+        }
+        command = other;
+    }
+    command.current_dir(folder).env("MSB_BIN", folder);
+    let ended = finish(&mut command, b"");
+    assert_eq!(ended.code != Some(0), fails, "{line}: {ended:?}");
+    let said = if fails { &ended.stderr } else { &ended.stdout };
+    let said = said.replace(&folder.display().to_string(), "~/.local/bin");
+    assert_eq!(said.trim_end(), output, "{line}: {ended:?}");
+}
+
+#[test]
+fn sandboxes_that_live_on() {
+    let dir = tempfile::tempdir().expect("a folder");
+    run(include_str!("../../../docs/life.md"), dir.path());
+}
+
+#[test]
+fn first_steps() {
+    let guide = include_str!("../../../docs/getting-started.md");
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = blocks(guide, "yaml").remove(0).replace("busybox", BUSYBOX);
+    std::fs::write(dir.path().join("sandbox.yaml"), file).expect("a file");
+    std::fs::write(
+        dir.path().join("sandbox-with-a-typo.yaml"),
+        "image: busybox\nmemmory_mib: 512\n",
+    )
+    .expect("a file");
+    run(guide, dir.path());
+}
+
+#[test]
+fn security() {
+    let dir = tempfile::tempdir().expect("a folder");
+    run(include_str!("../../../docs/security.md"), dir.path());
+}
+
+/// The program of the guide is the example, which a test of the SDK builds and runs.
+#[test]
+fn embedding() {
+    let guide = include_str!("../../../docs/embedding.md");
+    let example = include_str!("../../../examples/embed/src/main.rs");
+    let manifest = include_str!("../../../examples/embed/Cargo.toml");
+    assert_eq!(blocks(guide, "rust"), [example.trim_end()]);
+    for block in blocks(guide, "toml") {
+        assert!(manifest.contains(block.trim_end()), "{block}");
+    }
+}
