@@ -18,6 +18,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("agent_tree", msb_guest_agent::fuzzing::agent_tree),
     ("policy_text", msb_net::fuzzing::policy_text),
     ("gateway_frames", msb_net::fuzzing::gateway_frames),
+    ("offload_frames", msb_net::fuzzing::offload_frames),
     ("claim", msb_net::fuzzing::claim),
     ("reassembly", msb_net::fuzzing::reassembly),
     ("scrubber", msb_net::fuzzing::scrubber),

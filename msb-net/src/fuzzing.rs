@@ -17,7 +17,7 @@ pub use self::request::{content_coding, http_relay, http1_head, request_path};
 pub use self::secret::{basic_credentials, scrubber};
 use crate::claim::{Claimed, examine};
 use crate::gateway::fragment::Fragments;
-use crate::gateway::{Action, Config, Gateway};
+use crate::gateway::{Action, Config, Gateway, OFFLOAD_HEADER};
 use crate::policy::{Document, Policy};
 #[cfg(feature = "shell")]
 pub use crate::shell::fuzzing::http2_frames;
@@ -49,10 +49,21 @@ pub fn policy_text(data: &[u8]) {
 
 /// Frames from a guest, each behind its length in two bytes: the gateway never
 /// panics, keeps its bounds, and sends no frame larger than the link allows.
-pub fn gateway_frames(mut data: &[u8]) {
+pub fn gateway_frames(data: &[u8]) {
+    frames(data, false);
+}
+
+/// As [`gateway_frames`], with an offload header in front of each frame: what a header
+/// says of a frame to the guest lies within that frame.
+pub fn offload_frames(data: &[u8]) {
+    frames(data, true);
+}
+
+fn frames(mut data: &[u8], offload: bool) {
     const MTU: usize = 1500;
     let mut config = Config::new(Policy::allow_all(), 1);
     config.mtu = MTU as u16;
+    config.offload = offload;
     config.limits.tcp_flows = 4;
     config.limits.udp_flows = 4;
     config.limits.tcp_buffer = 4096;
@@ -70,7 +81,11 @@ pub fn gateway_frames(mut data: &[u8]) {
         }
         let mut frames = 0;
         while gateway.poll_frame(now, &mut frame) {
-            assert!(frame.len() <= MTU + 14, "{} bytes", frame.len());
+            if offload {
+                fits(&frame, MTU + 14);
+            } else {
+                assert!(frame.len() <= MTU + 14, "{} bytes", frame.len());
+            }
             frames += 1;
             assert!(frames < 1000, "one frame is not answered with a thousand");
         }
@@ -80,6 +95,24 @@ pub fn gateway_frames(mut data: &[u8]) {
         now += Duration::from_millis(u64::from(low));
         gateway.handle_timeout(now);
         assert!(gateway.next_timeout().is_none_or(|at| at > now));
+    }
+}
+
+/// What the kernel that takes a frame demands of the header in front of it: the other side
+/// of a TAP device is not to be trusted with less.
+fn fits(bytes: &[u8], usual: usize) {
+    const NEEDS_CHECKSUM: u8 = 1;
+    let (header, frame) = bytes.split_at(OFFLOAD_HEADER);
+    let word = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
+    let (headers, size, start, offset) = (word(2), word(4), word(6), word(8));
+    if header[0] & NEEDS_CHECKSUM != 0 {
+        assert!(start + offset + 2 <= frame.len(), "the checksum is in it");
+    }
+    if header[1] == 0 {
+        assert!(frame.len() <= usual, "{} bytes", frame.len());
+    } else {
+        assert!(headers <= frame.len() && size > 0);
+        assert!(headers + size <= usual, "each segment fits the link");
     }
 }
 

@@ -64,6 +64,11 @@ fn gateway_frames() {
 }
 
 #[test]
+fn offload_frames() {
+    replay("offload_frames", msb_net::fuzzing::offload_frames);
+}
+
+#[test]
 fn http1_head() {
     replay("http1_head", msb_net::fuzzing::http1_head);
 }

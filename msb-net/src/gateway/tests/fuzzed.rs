@@ -92,6 +92,12 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// A header in front of a frame: mostly one that leaves the checksum out, or nothing.
+fn any_header() -> impl Strategy<Value = Vec<u8>> {
+    let plain = (0u8..2).prop_map(|flags| [&[flags][..], &[0; 9]].concat());
+    prop_oneof![3 => plain, 1 => prop::collection::vec(any::<u8>(), 0..12)]
+}
+
 proptest! {
     #[test]
     fn no_frame_breaks_the_gateway(frames in prop::collection::vec(any_frame(), 1..20)) {
@@ -104,7 +110,22 @@ proptest! {
     }
 
     #[test]
+    fn no_offload_header_breaks_the_gateway(
+        frames in prop::collection::vec((any_header(), any_frame()), 1..20),
+    ) {
+        let mut data = Vec::new();
+        for (header, frame) in frames {
+            let length = header.len() + frame.len();
+            data.extend_from_slice(&(length as u16).to_be_bytes());
+            data.extend_from_slice(&header);
+            data.extend_from_slice(&frame);
+        }
+        crate::fuzzing::offload_frames(&data);
+    }
+
+    #[test]
     fn no_noise_breaks_the_gateway(data in prop::collection::vec(any::<u8>(), 0..400)) {
         crate::fuzzing::gateway_frames(&data);
+        crate::fuzzing::offload_frames(&data);
     }
 }
