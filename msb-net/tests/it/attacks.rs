@@ -197,11 +197,11 @@ fn datagram_by(mac: EthernetAddress, from: &str, to: &str, payload: &[u8]) -> Ve
     })
 }
 
-fn datagram(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
     datagram_by(MAC, from, to, payload)
 }
 
-fn syn(from: &str, to: &str) -> Vec<u8> {
+pub(crate) fn syn(from: &str, to: &str) -> Vec<u8> {
     let (from, to) = ends(from, to);
     let segment = TcpRepr {
         src_port: from.port(),
@@ -230,7 +230,7 @@ fn syn(from: &str, to: &str) -> Vec<u8> {
     })
 }
 
-fn echo(to: &str, data: &[u8]) -> Vec<u8> {
+pub(crate) fn echo(to: &str, data: &[u8]) -> Vec<u8> {
     let message = Icmpv4Repr::EchoRequest {
         ident: 7,
         seq_no: 1,

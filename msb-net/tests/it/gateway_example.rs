@@ -24,7 +24,7 @@ fn start(socket: &Path, more: &[&str]) -> Child {
 }
 
 /// Waits until it says that it listens.
-fn listening(child: &mut Child) {
+pub(crate) fn listening(child: &mut Child) {
     let mut line = String::new();
     let stdout = child.stdout.as_mut().expect("a pipe");
     BufReader::new(stdout).read_line(&mut line).expect("a line");

@@ -4,6 +4,7 @@ mod attacks;
 mod corpus;
 mod gateway_example;
 mod guest;
+mod hostile;
 mod intercepted;
 mod jail;
 mod names;
