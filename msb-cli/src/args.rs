@@ -162,7 +162,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = [
         "cpus", "memory", "workdir", "user", "disk", "pull", "min_isolation", "engine", "rm",
         "net", "net_rule", "policy", "block_domain", "dns", "upload", "download", "opens", "pcap",
-        "file",
+        "tls_intercept", "tls_passthrough", "tls_ca", "file",
     ])]
     pub(crate) from_snapshot: Option<String>,
     /// Image instead of the one that the file names

@@ -21,7 +21,7 @@ use crate::patch::Patch;
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::sandbox::Sandbox;
-use crate::secret::{Secret, SecretSpec, Values};
+use crate::secret::{Secret, Values};
 use crate::spec::{DEFAULT_DISK_MIB, SandboxSpec};
 use crate::state::{self, SandboxDir};
 use crate::supervisor;
@@ -401,7 +401,7 @@ impl Start {
             source: self.source,
         };
         // Its processes do not inherit what this one has in the open.
-        let hidden = launch.spec.secrets.iter().filter_map(SecretSpec::variable);
+        let hidden = self.values.variables(&launch.spec.secrets);
         let mut socket = supervisor::spawn(&dir, self.attached, hidden)?;
         let started = control::send_launch(&mut socket, &launch, &self.values)
             .map_err(|source| Error::Supervisor { source })

@@ -368,6 +368,9 @@ pub enum SecretProblem {
         /// What the system said.
         source: io::Error,
     },
+    /// The sandbox has no secret of this name.
+    #[error("the sandbox has no such secret")]
+    Unknown,
     /// Another secret or variable of the sandbox has its name.
     #[error("the sandbox has another variable of this name")]
     NameTaken,
@@ -379,6 +382,7 @@ pub enum SecretProblem {
 impl SecretProblem {
     fn hint(&self, name: &str) -> Option<String> {
         Some(match self {
+            Self::Unknown => "`msb inspect` shows those that it has".into(),
             Self::NoHost => "name the hosts that may get it, such as @api.example.com".into(),
             Self::NotGiven => format!(
                 "give it: `--secret {name}=stdin`, SandboxHandle::start_with or SnapshotBuilder::secret_value"

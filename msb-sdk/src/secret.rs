@@ -4,6 +4,7 @@
 //! comes from, and where it may go. [`Values`] travel from the creator to the supervisor
 //! beside the spec, and are nowhere else.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -333,8 +334,13 @@ impl Values {
     /// Reads what this process has to read, and looks whether the supervisor will find the
     /// rest.
     pub(crate) fn complete(mut self, secrets: &[SecretSpec]) -> Result<Self, Error> {
-        self.0
-            .retain(|(name, _)| secrets.iter().any(|secret| secret.name == *name));
+        let known = |name: &String| secrets.iter().any(|secret| secret.name == *name);
+        if let Some((name, _)) = self.0.iter().find(|(name, _)| !known(name)) {
+            return Err(Error::Secret {
+                name: name.clone(),
+                problem: SecretProblem::Unknown,
+            });
+        }
         for secret in secrets {
             let given = self.0.iter().any(|(name, _)| *name == secret.name);
             match &secret.source {
@@ -352,6 +358,22 @@ impl Values {
             }
         }
         Ok(self)
+    }
+
+    /// The variables of this process that secrets are read from, and all others that hold
+    /// one of the values: whatever is started here would have them in the open.
+    pub(crate) fn variables(&self, secrets: &[SecretSpec]) -> Vec<OsString> {
+        use std::os::unix::ffi::OsStrExt;
+        let sources: Vec<&str> = secrets.iter().filter_map(SecretSpec::variable).collect();
+        let holds_one = |text: &OsStr| {
+            let text = text.as_bytes();
+            let in_text = |value: &[u8]| text.windows(value.len()).any(|part| part == value);
+            self.0.iter().any(|(_, value)| in_text(value.expose()))
+        };
+        std::env::vars_os()
+            .filter(|(name, text)| sources.iter().any(|own| *name == **own) || holds_one(text))
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// The network's secrets.

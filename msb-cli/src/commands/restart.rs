@@ -12,6 +12,8 @@ pub(crate) async fn run(args: StopArgs) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.time.into());
     for name in &args.names {
         let sandbox = Sandbox::get(name).await?;
+        // One that could not be started again goes on instead.
+        sandbox.check_secrets().await?;
         match sandbox.stop_within(grace).await {
             Ok(()) | Err(Error::NotRunning { .. }) => {}
             Err(error) => return Err(error.into()),

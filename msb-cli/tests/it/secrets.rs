@@ -387,6 +387,10 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     let made = msb(&["exec", &name, "--", "sh", "-c", make], "").success();
     assert_eq!(made, "/.msb/trust/bundle.pem\n");
     let before = read();
+    // What could not be started again is not stopped.
+    let refused = msb(&["restart", "-t", "1", &name], "");
+    assert_eq!(refused.code, Some(125), "{refused:?}");
+    assert!(ask().starts_with("a.example 200"));
     msb(&["stop", "-t", "1", &name], "").success();
 
     let refused = msb(&["start", &name], "");
@@ -397,7 +401,16 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     );
     let short = msb(&["start", "--secret", "TOKEN=stdin", &name], "short");
     assert!(short.stderr.contains("shorter"), "{short:?}");
-    msb(&["start", "--secret", "TOKEN=stdin", &name], VALUE).success();
+    let unknown = msb(&["start", "--secret", "TOKNE=stdin", &name], VALUE);
+    assert!(unknown.stderr.contains("no such secret"), "{unknown:?}");
+    let mut start = lab.msb(["start", "--secret", "TOKEN=stdin", &name]);
+    start.env("ANOTHER", format!("Bearer {VALUE}"));
+    finish(&mut start, VALUE.as_bytes()).success();
+    let told = msb(&["inspect", &name], "").success();
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let environ = format!("/proc/{}/environ", told[0]["supervisor_pid"]);
+    let environ = std::fs::read(environ).expect("environment");
+    assert!(!String::from_utf8_lossy(&environ).contains(VALUE));
     let told = msb(
         &["exec", &name, "--", "sh", "-c", "echo $SSL_CERT_FILE"],
         "",
@@ -410,7 +423,7 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     assert_eq!((count(&before), count(&after)), (1, 1));
     assert_ne!(before, after);
     assert!(ask().starts_with("a.example 200"));
-    assert_eq!(server.credentials(), [VALUE, VALUE]);
+    assert_eq!(server.credentials(), [VALUE; 3]);
     msb(&["rm", "-f", &name], "").success();
 }
 

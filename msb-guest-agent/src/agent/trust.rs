@@ -10,7 +10,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
@@ -77,11 +77,17 @@ pub(super) fn install(trust: &TrustSpec) -> Result<Vec<ByteString>, SetupFailure
     let failed = |error: io::Error| step(&format!("prepare {PLACE}"), &error);
     fs::create_dir_all(PLACE).map_err(failed)?;
     // A guest that becomes another has it mounted.
-    if !Path::new(PLACE).join(AUTHORITY).exists() {
+    if !is_mounted(PLACE).map_err(failed)? {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         attach("trust", PLACE, "tmpfs", flags, "mode=0755,size=16m")?;
     }
     install_in(trust, Path::new("/"), Path::new(PLACE)).map_err(failed)
+}
+
+/// Whether a folder is on another file system than the one that it is in.
+fn is_mounted(folder: &str) -> io::Result<bool> {
+    let outside = fs::metadata(Path::new(folder).join(".."))?;
+    Ok(fs::metadata(folder)?.dev() != outside.dev())
 }
 
 /// As [`install`], in the root and the place given. Fails only for what is written to the
@@ -89,7 +95,8 @@ pub(super) fn install(trust: &TrustSpec) -> Result<Vec<ByteString>, SetupFailure
 fn install_in(trust: &TrustSpec, root: &Path, place: &Path) -> io::Result<Vec<ByteString>> {
     let authority = trust.authority.as_bytes();
     let alone = place.join(AUTHORITY);
-    fs::write(&alone, authority)?;
+    // Not through what the guest may have put there: a FIFO would hold the agent up.
+    replace(&alone, authority)?;
     for (folder, name, make) in ANCHORS {
         let folder = root.join(folder);
         if make && folder.parent().is_some_and(Path::is_dir) {
@@ -104,7 +111,7 @@ fn install_in(trust: &TrustSpec, root: &Path, place: &Path) -> io::Result<Vec<By
         Err(known) => {
             let bundle = place.join(BUNDLE);
             let known = known.unwrap_or_else(|| trust.fallback.0.clone());
-            fs::write(&bundle, with_authority(known, authority))?;
+            replace(&bundle, &with_authority(known, authority))?;
             bundle
         }
     };
@@ -208,7 +215,7 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     const OLD: &str = "-----BEGIN CERTIFICATE-----\nold\n-----END CERTIFICATE-----";
 

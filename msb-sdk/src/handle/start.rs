@@ -50,6 +50,20 @@ impl SandboxHandle {
             .sandbox()
     }
 
+    /// Tells whether [`start`](Self::start) would find the values of its secrets.
+    ///
+    /// # Errors
+    /// [`Error::Secret`], [`Error::NoSandbox`], and those of reading its folder.
+    pub async fn check_secrets(&self) -> Result<(), Error> {
+        let path = self.home.sandboxes().join(&self.name);
+        let none = || Error::NoSandbox {
+            name: self.name.clone(),
+        };
+        let record = Record::read(&path)?.ok_or_else(none)?;
+        let read = move || Values::default().complete(&record.spec.secrets).map(drop);
+        blocking(read).await
+    }
+
     fn start_blocking(&self, values: Values) -> Result<Started, Error> {
         let bundle = GuestBundle::find(&self.home)?;
         let dir = SandboxDir::open(&self.home, &self.name)?;

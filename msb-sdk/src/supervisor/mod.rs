@@ -29,6 +29,7 @@ mod trust;
 
 pub(crate) use start::mke2fs;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -82,10 +83,10 @@ pub fn hook() {
 
 /// Starts a supervisor for the sandbox in `dir`, without the variables that are `hidden`;
 /// returns the socket to it.
-pub(crate) fn spawn<'a>(
+pub(crate) fn spawn(
     dir: &SandboxDir,
     attached: bool,
-    hidden: impl Iterator<Item = &'a str>,
+    hidden: Vec<OsString>,
 ) -> Result<UnixStream, Error> {
     use std::os::unix::process::CommandExt;
     let program = if HOOKED.load(Ordering::Relaxed) {
