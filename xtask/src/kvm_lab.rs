@@ -36,7 +36,7 @@ const SCRIPTS: [(&str, &str); 2] = [
 ];
 
 /// Tests of these names need QEMU, which the lab does not have inside.
-const NEED_QEMU: [&str; 2] = ["template::", "network::a_copy_has"];
+const NEED_QEMU: [&str; 3] = ["template::", "snapshot::", "network::a_copy_has"];
 
 /// How long the outer guest may take. It takes a minute or two; a host with other work
 /// may take several times that.

@@ -165,7 +165,9 @@ impl Relay {
         let kept = &mut keeper;
         let end = self.runtime.block_on(async {
             let (from_agent, to_agent) = stream(sockets.agent)?.into_split();
-            let (orders, ordered) = mpsc::channel::<Order>(1);
+            // Room for all that holding and letting go takes, also while the guest does not
+            // read: none of it may be missing then.
+            let (orders, ordered) = mpsc::channel::<Order>(8);
             if let Some(chunks) = asked.agent.take() {
                 tokio::spawn(machine::write(chunks, ordered, to_agent));
             }

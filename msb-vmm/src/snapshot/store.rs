@@ -451,6 +451,7 @@ fn open(folder: &Path, name: &str) -> io::Result<Snapshot> {
     meta.take(MAX_META).read_to_end(&mut text)?;
     let meta: Meta = serde_json::from_slice(&text)?;
     let mut files = Vec::new();
+    let mut ram_noted = None;
     for noted in &meta.files {
         let known = [RAM, STATE, ABOUT].contains(&noted.name.as_str());
         let is_disk = noted.name.strip_prefix("disk").is_some_and(|index| {
@@ -460,8 +461,20 @@ fn open(folder: &Path, name: &str) -> io::Result<Snapshot> {
             return Err(io::Error::other("it has files that no snapshot has"));
         }
         let file = File::open(folder.join(&noted.name))?;
-        if FileState::of(&file)? != noted.state {
+        let state = FileState::of(&file)?;
+        if state != noted.state {
+            // A file that was written to where it lies is not taken back, whatever it holds
+            // now: whoever wrote once may do so again after it was read.
+            if state.is_same_file(&noted.state) {
+                return Err(io::Error::other(format!(
+                    "its file {} was changed after it was saved",
+                    noted.name
+                )));
+            }
             compare(&file, noted)?;
+        }
+        if noted.name == RAM {
+            ram_noted = Some(state);
         }
         files.push((noted.name.clone(), file));
     }
@@ -479,7 +492,8 @@ fn open(folder: &Path, name: &str) -> io::Result<Snapshot> {
         name: name.to_owned(),
         kind: meta.kind,
         about: text,
-        ram_noted: FileState::of(&ram)?,
+        // As it was before it was compared.
+        ram_noted: ram_noted.map_or_else(|| FileState::of(&ram), Ok)?,
         ram,
         state,
         disks: files,

@@ -141,6 +141,11 @@ impl FileState {
         self.size
     }
 
+    /// Whether both are of one file, which was changed between them or not.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+
     /// Whether a change after now could not be mistaken for this state.
     fn settled(&self) -> bool {
         let seconds = u64::try_from(self.ctime.0).unwrap_or(0);

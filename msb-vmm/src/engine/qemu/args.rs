@@ -193,8 +193,9 @@ fn port_device(index: usize, name: &str) -> String {
 
 fn disk_device(index: usize) -> String {
     debug_assert!(index < MAX_DISKS);
+    // The guest gets an error where the host's disk is full; by default QEMU would halt it.
     format!(
-        "virtio-blk-device,drive=disk{index},bus=virtio-mmio-bus.{}",
+        "virtio-blk-device,drive=disk{index},werror=report,rerror=report,bus=virtio-mmio-bus.{}",
         LAST_SLOT - 1 - index
     )
 }

@@ -23,6 +23,9 @@ use crate::error::ControlError;
 /// few hundred bytes; a VMM that was taken over shall not fill the host's memory.
 pub(crate) const MAX_MESSAGE: usize = 64 << 10;
 
+/// Reads of one [`Connection::drain`]: more than events of a second.
+const MAX_DRAINED: u32 = 16;
+
 /// A message from QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Message {
@@ -145,12 +148,13 @@ impl Connection {
         self.deadline = deadline;
     }
 
-    /// Drops the messages that have come in: events that nobody waits for.
+    /// Drops messages that have come in: events that nobody waits for. A peer that never
+    /// stops talking does not keep the caller: some may be left.
     pub(crate) fn drain(&mut self) -> Result<(), ControlError> {
         let closed = ControlError::Closed {
             waiting_for: "a command",
         };
-        loop {
+        for _ in 0..MAX_DRAINED {
             while self.lines.next_message()?.is_some() {}
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
@@ -161,6 +165,7 @@ impl Connection {
                 Err(_) => return Err(closed),
             }
         }
+        Ok(())
     }
 
     /// The socket, to be watched for messages.
@@ -277,6 +282,10 @@ impl Connection {
         loop {
             if let Some(message) = self.lines.next_message()? {
                 return Ok(message);
+            }
+            // A peer that talks without end is not waited for without end.
+            if Instant::now() >= self.deadline {
+                return Err(ControlError::TimedOut { waiting_for });
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
