@@ -111,6 +111,11 @@ fn an_interrupted_start_leaves_nothing() {
         if output.stdout.is_empty() {
             interrupted += 1;
             until("nothing is left of it", || !there());
+            // An empty folder without a sandbox goes when the next one is made.
+            until("its name is free", || {
+                let again = ["run", "-q", "--rm", "--name", "app", BUSYBOX, "--", "true"];
+                finish(&mut lab.msb(again), b"").code == Some(0)
+            });
             until("its folder is gone", || lab.sandboxes().is_empty());
         } else {
             assert!(there());
