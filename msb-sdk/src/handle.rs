@@ -68,6 +68,8 @@ impl Sandbox {
     pub async fn list_in(home: &Home) -> Result<Vec<SandboxStatus>, Error> {
         let home = home.clone();
         blocking(move || {
+            // What was given up before it was one is no sandbox, nor is its folder to stay.
+            state::sweep(&home);
             let found = state::look(&home)?;
             let status = |found| SandboxStatus::of(&home, found);
             Ok(found.into_iter().map(status).collect())

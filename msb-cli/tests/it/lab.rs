@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Lab {
     home: PathBuf,
     /// Removed with the lab, when it is this test's own.
-    _own: Option<tempfile::TempDir>,
+    own: Option<tempfile::TempDir>,
 }
 
 /// A folder that the task which runs the tests prepares.
@@ -41,7 +41,7 @@ impl Lab {
     pub(crate) fn shared() -> Self {
         let lab = Self {
             home: prepared("MSB_TEST_IMAGES").join("home"),
-            _own: None,
+            own: None,
         };
         lab.import("busybox", BUSYBOX);
         lab
@@ -59,7 +59,7 @@ impl Lab {
         let dir = tempfile::tempdir().expect("tempdir");
         Self {
             home: dir.path().join("home"),
-            _own: Some(dir),
+            own: Some(dir),
         }
     }
 
@@ -279,6 +279,30 @@ impl Registry {
             .expect("skopeo must be installed: `cargo xtask setup`");
         assert!(output.status.success(), "{}", text(&output.stderr));
         reference
+    }
+}
+
+/// A sandbox of the shared home: removed at the end of its test, also when that failed.
+pub(crate) struct Kept<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) name: String,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        let _ = self.lab.msb(["rm", "-f", &self.name]).output();
+    }
+}
+
+impl Drop for Lab {
+    /// Ends what a test has left in a home of its own, also when it failed.
+    fn drop(&mut self) {
+        if self.own.is_none() {
+            return;
+        }
+        for name in self.sandboxes() {
+            let _ = self.msb(["rm", "-f", &name]).output();
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::lab::{Lab, PYTHON, finish, text, wait};
+use crate::lab::{Kept, Lab, PYTHON, finish, text, wait};
 
 const VALUE: &str = "s3cr3t-v4lue/with+odd=chars";
 
@@ -356,6 +356,10 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     let outside = Outside::new();
     let server = Server::start(Some(outside.config("a.example")));
     let name = format!("kept-secret-{}", std::process::id());
+    let _kept = Kept {
+        lab: &lab,
+        name: name.clone(),
+    };
     let msb = |args: &[&str], input: &str| finish(&mut lab.msb(args), input.as_bytes());
     let pem = outside.pem();
     let pem = pem.to_str().expect("UTF-8");
@@ -424,7 +428,6 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     assert_ne!(before, after);
     assert!(ask().starts_with("a.example 200"));
     assert_eq!(server.credentials(), [VALUE; 3]);
-    msb(&["rm", "-f", &name], "").success();
 }
 
 #[test]
