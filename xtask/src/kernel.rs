@@ -6,7 +6,7 @@
 //! options are for is said in `msb-vmm/kernel/config`; what they cost at boot
 //! in `docs/boot.md`.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, IsTerminal, Write};
@@ -84,8 +84,7 @@ const TAIL_LINES: usize = 25;
 /// What to build from and where to put it.
 #[derive(Debug, Default)]
 pub(crate) struct KernelOptions {
-    /// What differs from what guests have: lines of a configuration that come instead of
-    /// the guests' lines for the same options, or beside them.
+    /// What is switched on beyond what guests have.
     pub(crate) more: &'static str,
     /// The kernel's source; without it, that of Debian's `linux-source-6.12`.
     pub(crate) tarball: Option<PathBuf>,
@@ -106,7 +105,7 @@ pub(crate) fn build(options: &KernelOptions) -> Result<PathBuf> {
     let named = named_tarball();
     let source = Source::find(options.tarball.as_deref().or(named.as_deref()))?;
     check_tools()?;
-    let fragment = with(FRAGMENT, options.more);
+    let fragment = format!("{FRAGMENT}{}", options.more);
     let key = key(&source, &fragment)?;
     let done = options.out_root.join(format!("kernel-{key}"));
     let vmlinux = done.join("vmlinux");
@@ -378,31 +377,9 @@ impl Progress {
     }
 }
 
-/// The option that a line of a configuration is about.
-fn option(line: &str) -> Option<&str> {
-    match line.strip_prefix("CONFIG_") {
-        Some(set) => set.split('=').next(),
-        None => line.strip_prefix("# CONFIG_")?.strip_suffix(" is not set"),
-    }
-}
-
-/// The fragment with `more`, whose lines win over those about the same options.
-fn with(fragment: &str, more: &str) -> String {
-    let theirs: HashSet<&str> = more.lines().filter_map(option).collect();
-    let ours = fragment
-        .lines()
-        .filter(|line| option(line).is_none_or(|name| !theirs.contains(name)));
-    let mut all = String::new();
-    for line in ours.chain(more.lines()) {
-        all.push_str(line);
-        all.push('\n');
-    }
-    all
-}
-
 /// Lines of the fragment that the final configuration does not have.
 fn lost_options<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
-    let lines: HashSet<&str> = config.lines().collect();
+    let lines: std::collections::HashSet<&str> = config.lines().collect();
     fragment
         .lines()
         .filter(|line| {
@@ -584,16 +561,11 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_comes_instead() {
-        let fragment = "# why\nCONFIG_A=y\nCONFIG_AB=y\n# CONFIG_C is not set\n";
-        let more = "CONFIG_C=y\n# CONFIG_A is not set\n";
-        let all = "# why\nCONFIG_AB=y\nCONFIG_C=y\n# CONFIG_A is not set\n";
-        assert_eq!(with(fragment, more), all);
-    }
-
-    #[test]
     fn fragment_has_no_option_twice() {
-        let mut names: Vec<&str> = FRAGMENT.lines().filter_map(option).collect();
+        let mut names: Vec<&str> = FRAGMENT
+            .lines()
+            .filter_map(|line| line.strip_prefix("CONFIG_")?.split('=').next())
+            .collect();
         let all = names.len();
         names.sort_unstable();
         names.dedup();
