@@ -114,7 +114,7 @@ impl Error {
 }
 
 /// Why a secret cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidSecret {
     /// The name is none of an environment variable.
@@ -137,6 +137,24 @@ pub enum InvalidSecret {
     Prefix {
         /// The limit.
         max: usize,
+    },
+    /// A field that never gets a value, or no name of one.
+    #[error("no value is put into a field of that name: {name:?}")]
+    Header {
+        /// What was given.
+        name: String,
+    },
+    /// No method, or one of requests that are refused.
+    #[error("no request with a value has this method: {method:?}")]
+    Method {
+        /// What was given.
+        method: String,
+    },
+    /// No path begins so once it is understood.
+    #[error("no path begins with {path:?}")]
+    Path {
+        /// What was given.
+        path: String,
     },
     /// Its source has no value: no such variable or file, or the program failed.
     #[error("its source has no value")]

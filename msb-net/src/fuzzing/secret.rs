@@ -70,6 +70,7 @@ pub fn basic_credentials(data: &[u8]) {
         secret: Arc::new(secret),
         placeholder: placeholder.clone(),
         value: Some(Arc::new(value)),
+        former: Vec::new(),
     }];
     let fill = |with: &[u8], data: &[u8]| -> Vec<u8> {
         let part = |byte: &u8| match byte {

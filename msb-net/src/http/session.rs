@@ -13,7 +13,7 @@ use crate::Name;
 use crate::policy::{self, Action, Asked, Claim, Names, Policy};
 use crate::secret::coding::{Coding, Corrupt, Decoders};
 use crate::secret::substitute::{self, Grant, Refused, Substituter};
-use crate::secret::{Scrubber, SecretValue};
+use crate::secret::{MAX_KNOWN, Placeholder, Scrubber, SecretValue};
 
 /// Fields by which a request asks to be taken for one of another method.
 const OVERRIDES: &[&str] = &[
@@ -148,7 +148,7 @@ pub struct Session {
     context: Context,
     grants: Arc<[Grant]>,
     /// All values that are taken out of responses: also those of before.
-    known: Vec<(Arc<SecretValue>, crate::secret::Placeholder)>,
+    known: Vec<(Arc<SecretValue>, Placeholder)>,
     notes: Vec<Note>,
     /// A server did not accept a credential: values should be read again.
     stale: bool,
@@ -171,22 +171,25 @@ impl Session {
 
     /// Takes values that were read again. Those of before stay secret.
     pub fn renew(&mut self, grants: Arc<[Grant]>) {
-        /// Values of one secret that are remembered.
-        const MAX_KNOWN: usize = 4;
         for grant in grants.iter() {
-            let Some(value) = &grant.value else { continue };
-            if self.known.iter().any(|(own, _)| own == value) {
-                continue;
+            for value in grant.former.iter().chain(&grant.value) {
+                self.know(value, &grant.placeholder);
             }
-            let same = |(_, own): &&(_, _)| *own == grant.placeholder;
-            if self.known.iter().filter(same).count() >= MAX_KNOWN {
-                let oldest = self.known.iter().position(|known| same(&known));
-                self.known.remove(oldest.unwrap_or(0));
-            }
-            self.known
-                .push((Arc::clone(value), grant.placeholder.clone()));
         }
         self.grants = grants;
+    }
+
+    /// Takes a value out of responses from here on.
+    fn know(&mut self, value: &Arc<SecretValue>, placeholder: &Placeholder) {
+        if self.known.iter().any(|(own, _)| own == value) {
+            return;
+        }
+        let same = |(_, own): &&(_, _)| own == placeholder;
+        if self.known.iter().filter(same).count() >= MAX_KNOWN {
+            let oldest = self.known.iter().position(|known| same(&known));
+            self.known.remove(oldest.unwrap_or(0));
+        }
+        self.known.push((Arc::clone(value), placeholder.clone()));
     }
 
     /// Returns the host.
@@ -358,11 +361,19 @@ impl Session {
         let codings = codings.join(&b","[..]);
         let text = String::from_utf8_lossy(&codings).into_owned();
         let decoders = Coding::list(&text).and_then(|list| Decoders::new(&list));
-        let Some(decoders) = decoders else {
+        let hidden = response
+            .fields
+            .words("grpc-encoding")
+            .any(|word| word != "identity");
+        let Some(decoders) = decoders.filter(|_| !hidden) else {
             let why = "its content coding cannot be undone to take secrets out";
             return Err(Problem::bad_gateway(why));
         };
         response.fields.remove("content-encoding");
+        let kind = response.fields.all("content-type").last();
+        if !kind.is_none_or(is_text) {
+            scrubber = scrubber.blanking();
+        }
         Ok(ResponseBody::Scrubbed(Box::new((decoders, scrubber))))
     }
 
@@ -409,6 +420,34 @@ fn limit_codings(fields: &mut Fields) {
         };
         fields.set("accept-encoding", list);
     }
+    // Messages inside of a body that are compressed one by one could not be searched.
+    if fields.all("grpc-accept-encoding").next().is_some() {
+        fields.set("grpc-accept-encoding", "identity");
+    }
+}
+
+/// Tells whether what is in a body of this type has no lengths of its own, so that a value
+/// may become something longer or shorter. Without a type it is taken for text.
+fn is_text(content_type: &[u8]) -> bool {
+    const TEXT: [&str; 10] = [
+        "json",
+        "jsonl",
+        "x-ndjson",
+        "xml",
+        "yaml",
+        "x-yaml",
+        "javascript",
+        "x-javascript",
+        "graphql",
+        "x-www-form-urlencoded",
+    ];
+    let kind = String::from_utf8_lossy(content_type).to_ascii_lowercase();
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    let Some((first, second)) = kind.split_once('/') else {
+        return true;
+    };
+    let last = second.rsplit('+').next().unwrap_or(second);
+    first == "text" || TEXT.contains(&last)
 }
 
 /// Takes values out of fields.
@@ -456,6 +495,7 @@ impl ResponseBody {
         if let Self::Scrubbed(own) = self {
             let (decoders, scrubber) = &mut **own;
             scrubber.finish(out);
+            scrubber.replacing();
             scrub_fields(scrubber, trailers);
             if !decoders.may_end() {
                 return Err(Corrupt);

@@ -46,6 +46,10 @@ use crate::{Error, Name};
 /// that might begin one of its forms.
 pub const MAX_SECRETS: usize = 64;
 
+/// Values of one secret that are looked for in responses, the present one among them: each
+/// costs as much as a secret.
+pub const MAX_KNOWN: usize = 4;
+
 /// The longest name of a secret, which is that of an environment variable.
 const MAX_SECRET_NAME: usize = 128;
 
@@ -129,6 +133,43 @@ impl Secret {
             on_misuse: OnMisuse::Keep,
             placeholder_prefix: String::new(),
         })
+    }
+
+    /// Checks that where its value is to be put there can be one.
+    ///
+    /// # Errors
+    ///
+    /// A header field, a method or the path is none that any request has, so that the
+    /// secret would never be used.
+    pub fn check(&self) -> Result<(), Error> {
+        let failed = |reason| {
+            let name = self.name.clone();
+            Err(Error::Secret { name, reason })
+        };
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let is_token = |text: &str| !text.is_empty() && text.bytes().all(token);
+        if let Headers::Named(names) = &self.headers {
+            for own in names {
+                let usual = is_token(own) && !own.bytes().any(|byte| byte.is_ascii_uppercase());
+                if !usual || !self.covers_header(own) {
+                    let name = crate::error::excerpt(own);
+                    return failed(InvalidSecret::Header { name });
+                }
+            }
+        }
+        for own in &self.methods {
+            if !is_token(own) || ["CONNECT", "TRACE"].contains(&own.as_str()) {
+                let method = crate::error::excerpt(own);
+                return failed(InvalidSecret::Method { method });
+            }
+        }
+        if let Some(own) = &self.path
+            && !self.covers(self.methods.first().map_or("GET", String::as_str), own)
+        {
+            let path = crate::error::excerpt(own);
+            return failed(InvalidSecret::Path { path });
+        }
+        Ok(())
     }
 
     /// Lets requests to this host have the value.

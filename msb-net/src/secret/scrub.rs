@@ -69,6 +69,11 @@ impl Scrubber {
         self
     }
 
+    /// Puts placeholders in place of values again, from here on.
+    pub fn replacing(&mut self) {
+        self.blanking = false;
+    }
+
     /// Tells whether there is nothing to look for.
     pub fn is_idle(&self) -> bool {
         self.entries.is_empty()

@@ -25,6 +25,8 @@ pub struct Grant {
     pub placeholder: Placeholder,
     /// The value; `None` for a host that may not have it.
     pub value: Option<Arc<SecretValue>>,
+    /// Values of before, which the host may still know, the latest last.
+    pub former: Vec<Arc<SecretValue>>,
 }
 
 /// Why a request cannot be sent.

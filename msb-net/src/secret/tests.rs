@@ -373,6 +373,7 @@ fn grants(change: impl FnOnce(&mut Secret)) -> Vec<Grant> {
         secret: Arc::new(secret),
         placeholder: placeholder(),
         value: Some(Arc::new(SecretValue::new(VALUE).unwrap())),
+        former: Vec::new(),
     }]
 }
 

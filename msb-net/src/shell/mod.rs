@@ -49,10 +49,10 @@ use mio::{Poll, Waker};
 pub use self::dial::{Dial, HostDialer};
 use self::driver::{Driver, Outside, WAKE};
 pub use self::host::host_addresses;
-pub use self::intercept::Interception;
 #[doc(hidden)]
 pub use self::intercept::fuzzing;
 use self::intercept::{Handout, Interceptor};
+pub use self::intercept::{Interception, read_file as read_secret_file};
 use self::link::Port;
 pub use self::link::{Link, MAX_FRAME};
 pub use self::pcapng::Capture;

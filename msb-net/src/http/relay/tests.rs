@@ -24,6 +24,7 @@ fn relay(policy: &str, change: Option<fn(&mut Secret)>) -> Relay {
             secret: Arc::new(secret),
             placeholder: placeholder(),
             value: Some(Arc::new(SecretValue::new(VALUE.as_bytes()).unwrap())),
+            former: Vec::new(),
         }
     };
     let context = Context {
@@ -135,6 +136,49 @@ fn the_server_sees_the_value_and_the_guest_never_does() {
         "{got}"
     );
     assert!(relay.session().take_stale() && !relay.session().take_stale());
+}
+
+/// What has lengths of its own, such as messages of gRPC, keeps them.
+#[test]
+fn a_value_in_a_body_that_is_no_text_becomes_as_many_asterisks() {
+    let own = placeholder().to_string();
+    for (kind, text) in [
+        ("", true),
+        ("text/event-stream", true),
+        ("Application/JSON; charset=utf-8", true),
+        ("application/problem+json", true),
+        ("application/grpc", false),
+        ("application/grpc+proto", false),
+        ("application/octet-stream", false),
+        (
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+            false,
+        ),
+    ] {
+        let mut relay = secret();
+        relay.from_guest(format!("{GET}Grpc-Accept-Encoding: gzip\r\n\r\n").as_bytes());
+        assert!(take(&mut relay.to_server).contains("grpc-accept-encoding: identity\r\n"));
+        let kind_field = match kind {
+            "" => String::new(),
+            kind => format!("Content-Type: {kind}\r\n"),
+        };
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\n{kind_field}X-Echo: {VALUE}\r\nTransfer-Encoding: chunked\r\n\r\n\
+             {:x}\r\n{VALUE}\r\n0\r\nX-Last: {VALUE}\r\n\r\n",
+            VALUE.len()
+        );
+        relay.from_server(answer.as_bytes());
+        let got = take(&mut relay.to_guest);
+        assert!(!got.contains(VALUE), "{kind}: {got}");
+        let count = |what: &str| got.matches(what).count();
+        let expected = if text { (3, 0) } else { (2, 1) };
+        let found = (count(&own), count(&"*".repeat(VALUE.len())));
+        assert_eq!(found, expected, "{kind}: {got}");
+    }
+    let mut relay = secret();
+    relay.from_guest(format!("{GET}\r\n").as_bytes());
+    relay.from_server(b"HTTP/1.1 200 OK\r\nGrpc-Encoding: gzip\r\nContent-Length: 0\r\n\r\n");
+    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 502 "));
 }
 
 #[test]

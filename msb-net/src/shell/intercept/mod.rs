@@ -40,6 +40,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use self::authority::Authority;
 use self::tls::Configs;
 use self::vault::Vault;
+pub use self::vault::read_file;
 use super::Sink;
 use crate::gateway::{Event, Intercept, Intercepted};
 use crate::http::session::{Context, Note, Session};

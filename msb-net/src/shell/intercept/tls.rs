@@ -32,13 +32,21 @@ impl Configs {
         roots: &str,
         only_extra: bool,
     ) -> Result<Self, Error> {
+        let failed = |reason: &str| Error::System {
+            doing: "read the extra certificate authorities".into(),
+            reason: excerpt(reason),
+            hint: Some("they must be PEM, with BEGIN CERTIFICATE lines".into()),
+        };
         let extra = CertificateDer::pem_slice_iter(roots.as_bytes())
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Error::System {
-                doing: "read the extra certificate authorities".into(),
-                reason: excerpt(&error.to_string()),
-                hint: Some("they must be PEM, with BEGIN CERTIFICATE lines".into()),
+            .map_err(|error| failed(&error.to_string()))?;
+        // One that was left out in silence would be missed much later.
+        let mut store = RootCertStore::empty();
+        for (number, certificate) in extra.iter().enumerate() {
+            store.add(certificate.clone()).map_err(|error| {
+                failed(&format!("number {} cannot be used: {error}", number + 1))
             })?;
+        }
         Ok(Self {
             provider,
             extra,
@@ -141,5 +149,26 @@ pub(super) fn alert_for(error: &std::io::Error) -> AlertDescription {
         },
         Some(rustls::Error::AlertReceived(description)) => *description,
         _ => AlertDescription::HandshakeFailure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_that_cannot_be_used_are_refused() {
+        let configs = |roots: &str| {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            Configs::new(provider, roots, false).map(drop)
+        };
+        configs("").unwrap();
+        let junk = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let half = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        for roots in [junk, half] {
+            let error = configs(roots).unwrap_err().to_string();
+            assert!(error.contains("authorities"), "{error}");
+        }
+        assert!(configs(junk).unwrap_err().to_string().contains("number 1"));
     }
 }

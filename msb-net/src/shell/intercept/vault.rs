@@ -1,10 +1,13 @@
 //! The secrets of a sandbox, and where their values are read.
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
@@ -13,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::http::session::Note;
 use crate::secret::substitute::Grant;
-use crate::secret::{MAX_VALUE, Placeholder, Secret, SecretValue, Source};
+use crate::secret::{MAX_KNOWN, MAX_VALUE, Placeholder, Secret, SecretValue, Source};
 use crate::{Error, Name};
 
 /// How long a program may take to print a value: long enough for one that asks a
@@ -34,26 +37,39 @@ struct Entry {
     last: Mutex<Option<Reading>>,
 }
 
+#[derive(Clone)]
 struct Reading {
     began: Instant,
     value: Option<Arc<SecretValue>>,
+    /// Other values that were read before, the latest last: servers may still know them.
+    former: Vec<Arc<SecretValue>>,
 }
 
 impl Entry {
     /// Reads the value, or takes it from a reading that began since.
-    async fn value(&self) -> Option<Arc<SecretValue>> {
+    async fn value(&self) -> Reading {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
         if let Some(last) = last.as_ref().filter(|last| last.began >= asked) {
-            return last.value.clone();
+            return last.clone();
         }
         let began = Instant::now();
         let value = read(&self.secret.source).await;
-        *last = Some(Reading {
+        let (mut former, before) = match last.take() {
+            Some(last) => (last.former, last.value),
+            None => (Vec::new(), None),
+        };
+        former.extend(before);
+        // One that comes again is the latest again.
+        former.retain(|own| Some(own) != value.as_ref());
+        former.drain(..former.len().saturating_sub(MAX_KNOWN - 1));
+        let reading = Reading {
             began,
-            value: value.clone(),
-        });
-        value
+            value,
+            former,
+        };
+        *last = Some(reading.clone());
+        reading
     }
 }
 
@@ -100,9 +116,9 @@ impl Vault {
         for entry in &self.0 {
             let secret = &entry.secret;
             let proven = secure || secret.plain_http && bound.contains(host);
-            let mut value = None;
+            let (mut value, mut former) = (None, Vec::new());
             if proven && secret.is_for(host) {
-                value = entry.value().await;
+                Reading { value, former, .. } = entry.value().await;
                 if value.is_none() {
                     let secret = secret.name().into();
                     notes.push(Note::NoValue { secret });
@@ -112,6 +128,7 @@ impl Vault {
                 secret: Arc::clone(secret),
                 placeholder: entry.placeholder.clone(),
                 value,
+                former,
             });
         }
         grants.into()
@@ -128,18 +145,35 @@ async fn read(source: &Source) -> Option<Arc<SecretValue>> {
         }
         Source::File(path) => {
             let path = path.clone();
-            let read = move || {
-                // Enough room: a vector that grows leaves copies behind.
-                let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_READ as usize + 32));
-                let file = std::fs::File::open(path).ok()?;
-                file.take(MAX_READ).read_to_end(&mut bytes).ok()?;
-                Some(bytes)
-            };
-            tokio::task::spawn_blocking(read).await.ok()??
+            let read = move || read_file(&path);
+            tokio::task::spawn_blocking(read).await.ok()?.ok()?
         }
         Source::Command(words) => tokio::time::timeout(PATIENCE, run(words)).await.ok()??,
     };
     SecretValue::new(&bytes).ok().map(Arc::new)
+}
+
+/// Reads what may be a value from a file: somewhat more than the longest, at most.
+///
+/// # Errors
+///
+/// It cannot be read, or is no file: a FIFO, a device or a terminal would have somebody
+/// wait, for each connection.
+pub fn read_file(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(
+        path,
+        OFlags::RDONLY | flags,
+        Mode::empty(),
+    )?);
+    if !file.metadata()?.is_file() {
+        let reason = "it is not a file, which can be read again";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    // Enough room: a vector that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_READ as usize + 32));
+    file.take(MAX_READ).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A program and all that it started, unless it ended by itself: they end with this.
@@ -176,8 +210,6 @@ async fn run(words: &[String]) -> Option<Zeroizing<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn vault(command: &str) -> Vault {
@@ -217,6 +249,48 @@ mod tests {
         ] {
             let got = block_on(async { value(&vault(command)).await });
             assert_eq!(got.as_deref(), expected, "{command}");
+        }
+    }
+
+    /// A server may send back what was a value until a moment ago.
+    #[test]
+    fn values_of_before_are_remembered_a_few_at_most() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let secret = Secret::new("TOKEN", Source::File(path.clone())).unwrap();
+        let vault = Vault::new(vec![secret.allow_host("a.example".parse().unwrap())]).unwrap();
+        let text = |value: &Arc<SecretValue>| String::from_utf8(value.expose().into()).unwrap();
+        let grants = |host: &str| {
+            let (host, mut notes) = (host.parse().unwrap(), Vec::new());
+            block_on(vault.grants(&host, true, &[], &mut notes))
+        };
+        for (written, former) in [
+            ("value-one", &[][..]),
+            ("value-two", &["value-one"]),
+            ("short", &["value-one", "value-two"]),
+            ("value-one", &["value-two"]),
+            ("value-three", &["value-two", "value-one"]),
+            ("value-four", &["value-two", "value-one", "value-three"]),
+            ("value-five", &["value-one", "value-three", "value-four"]),
+        ] {
+            std::fs::write(&path, written).unwrap();
+            let grants = grants("a.example");
+            let got: Vec<_> = grants[0].former.iter().map(text).collect();
+            assert_eq!(got, former, "{written}");
+            let value = grants[0].value.as_ref().map(text);
+            assert_eq!(value.as_deref(), (written != "short").then_some(written));
+        }
+        assert!(grants("b.example")[0].former.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        let mode = Mode::from(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for path in [&*fifo, Path::new("/dev/zero"), folder.path()] {
+            assert!(read_file(path).is_err(), "{}", path.display());
         }
     }
 
