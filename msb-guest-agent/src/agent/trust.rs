@@ -53,13 +53,15 @@ const ANCHORS: [(&str, &str, bool); 4] = [
 ];
 
 /// Variables that name a bundle, which is used instead of a program's own.
-const BUNDLE_VARIABLES: [&str; 6] = [
+const BUNDLE_VARIABLES: [&str; 7] = [
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
     "CARGO_HTTP_CAINFO",
     "AWS_CA_BUNDLE",
+    // gRPC's own library has authorities of its own, and looks nowhere else.
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
 ];
 
 /// Variables that name certificates which are used beside a program's own.
@@ -97,16 +99,19 @@ fn install_in(trust: &TrustSpec, root: &Path, place: &Path) -> io::Result<Vec<By
     let alone = place.join(AUTHORITY);
     // Not through what the guest may have put there: a FIFO would hold the agent up.
     replace(&alone, authority)?;
+    let mut old = Vec::new();
     for (folder, name, make) in ANCHORS {
         let folder = root.join(folder);
         if make && folder.parent().is_some_and(Path::is_dir) {
             let _ = fs::create_dir(&folder);
         }
         if folder.is_dir() {
-            let _ = replace(&folder.join(name), authority);
+            let file = folder.join(name);
+            old.extend(read(&file).ok().filter(|old| !old.is_empty()));
+            let _ = replace(&file, authority);
         }
     }
-    let bundle = match into_bundles(authority, root) {
+    let bundle = match into_bundles(authority, &old, root) {
         Ok(bundle) => Path::new("/").join(bundle),
         Err(known) => {
             let bundle = place.join(BUNDLE);
@@ -125,8 +130,12 @@ fn install_in(trust: &TrustSpec, root: &Path, place: &Path) -> io::Result<Vec<By
 }
 
 /// Adds the authority to the image's bundles, and names the first. If there is none, or
-/// none that can be changed, the error is what the image trusts.
-fn into_bundles(authority: &[u8], root: &Path) -> Result<&'static str, Option<Vec<u8>>> {
+/// none that can be changed, the error is what the image trusts. The authorities of before go.
+fn into_bundles(
+    authority: &[u8],
+    before: &[Vec<u8>],
+    root: &Path,
+) -> Result<&'static str, Option<Vec<u8>>> {
     let mut done: Vec<PathBuf> = Vec::new();
     let (mut first, mut known) = (None, None);
     for name in BUNDLES {
@@ -138,7 +147,11 @@ fn into_bundles(authority: &[u8], root: &Path) -> Result<&'static str, Option<Ve
             continue;
         }
         let Ok(bundle) = read(&path) else { continue };
-        let bundle = without_authority(bundle);
+        let mut bundle = without_authority(bundle);
+        // The tools that make bundles know nothing of the comments.
+        for old in before {
+            remove(&mut bundle, old);
+        }
         // An empty one trusts nobody, which would be taken for all that is known.
         let trusts = bundle.windows(5).any(|dashes| dashes == b"-----");
         if replace(&path, &with_authority(bundle.clone(), authority)).is_ok() && trusts {
@@ -180,13 +193,23 @@ fn with_authority(mut bundle: Vec<u8>, authority: &[u8]) -> Vec<u8> {
 
 /// What was there before an earlier start.
 fn without_authority(mut bundle: Vec<u8>) -> Vec<u8> {
-    let find = |bundle: &[u8], line: &[u8]| bundle.windows(line.len()).position(|at| at == line);
     if let Some(begin) = find(&bundle, BEGIN)
         && let Some(length) = find(&bundle[begin..], END)
     {
         bundle.drain(begin..begin + length + END.len());
     }
     bundle
+}
+
+/// Takes what is written in one file out of another.
+fn remove(bundle: &mut Vec<u8>, text: &[u8]) {
+    while let Some(begin) = find(bundle, text) {
+        bundle.drain(begin..begin + text.len());
+    }
+}
+
+fn find(bundle: &[u8], text: &[u8]) -> Option<usize> {
+    bundle.windows(text.len()).position(|at| at == text)
 }
 
 /// Puts a file in the place of another, whose owner and mode it gets; there is never half
@@ -289,6 +312,24 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    /// What `update-ca-certificates` has made holds the authority without comments.
+    #[test]
+    fn a_bundle_that_was_made_anew_keeps_no_authority_of_before() {
+        let guest = Guest::new("anew");
+        let bundle = guest.0.join("root/etc/ssl/certs/ca-certificates.crt");
+        fs::create_dir_all(guest.0.join("root/usr/local/share")).unwrap();
+        fs::write(&bundle, format!("{OLD}\n")).unwrap();
+        for authority in ["one", "two", "three"] {
+            guest.install(authority);
+            let anchor = guest.read("root/usr/local/share/ca-certificates/msb-sandbox.crt");
+            fs::write(&bundle, format!("{OLD}\n{anchor}")).unwrap();
+        }
+        guest.install("four");
+        let text = guest.read("root/etc/ssl/certs/ca-certificates.crt");
+        let own = "# msb sandbox: its own authority\nfour\n# end of msb sandbox\n";
+        assert_eq!(text, format!("{OLD}\n{own}"));
     }
 
     #[test]
