@@ -13,8 +13,8 @@ pub(crate) use self::host::{
     CompletionArgs, CompletionCommand, InstallArgs, SelfArgs, SelfCommand, UninstallArgs,
 };
 pub(crate) use self::life::{
-    CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RmArgs, ShellArgs, StartArgs,
-    StopArgs,
+    CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RestartArgs, RmArgs, ShellArgs,
+    StartArgs, StopArgs,
 };
 pub(crate) use self::snapshot::{ForkArgs, SnapshotArgs, SnapshotCommand};
 use crate::size::parse_mebibytes;
@@ -65,7 +65,7 @@ pub(crate) enum Command {
     /// Stop sandboxes in order
     Stop(StopArgs),
     /// Stop sandboxes in order and start them again
-    Restart(StopArgs),
+    Restart(RestartArgs),
     /// Stop sandboxes at once
     #[command(after_help = "\
 Example:

@@ -385,7 +385,8 @@ impl SecretProblem {
             Self::Unknown => "`msb inspect` shows those that it has".into(),
             Self::NoHost => "name the hosts that may get it, such as @api.example.com".into(),
             Self::NotGiven => format!(
-                "give it: `--secret {name}=stdin`, SandboxHandle::start_with or SnapshotBuilder::secret_value"
+                "give it: `--secret {name}=stdin`; in a program with SandboxHandle::start_with, \
+                 Sandbox::fork_with or SnapshotBuilder::secret_value"
             ),
             Self::NoVariable { variable } => {
                 format!(

@@ -5,7 +5,6 @@
 //! beside the spec, and are nowhere else.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,7 +127,7 @@ impl Secret {
 
     /// Only requests of this method have the value, and of others that are named so.
     pub fn method(mut self, method: impl Into<String>) -> Self {
-        self.spec.methods.push(method.into());
+        self.spec.methods.push(method.into().to_ascii_uppercase());
         self
     }
 
@@ -280,6 +279,7 @@ impl SecretSpec {
             net::Placeholder::new(prefix, [0; 24])?;
             secret.placeholder_prefix.clone_from(prefix);
         }
+        secret.check()?;
         Ok(secret)
     }
 }
@@ -324,6 +324,24 @@ impl Values {
             _ => {}
         }
         Ok(spec)
+    }
+
+    /// Takes values as they are given at a start, by the names of their secrets.
+    pub(crate) fn named<N: Into<String>, V: AsRef<[u8]>>(
+        given: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Self, Error> {
+        let mut values = Self::default();
+        for (name, value) in given {
+            let name = name.into();
+            match SecretValue::new(value.as_ref()) {
+                Ok(value) => values.insert(&name, Arc::new(value)),
+                Err(source) => {
+                    let problem = SecretProblem::Invalid(source);
+                    return Err(Error::Secret { name, problem });
+                }
+            }
+        }
+        Ok(values)
     }
 
     pub(crate) fn insert(&mut self, name: &str, value: Arc<SecretValue>) {
@@ -460,16 +478,11 @@ fn read_variable(variable: &str) -> Result<Arc<SecretValue>, SecretProblem> {
 
 /// Reads a value from a file.
 pub(crate) fn read_file(path: &Path) -> Result<Arc<SecretValue>, SecretProblem> {
-    // One byte more than a value and its line's end, to tell one that is too long.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_VALUE + 64));
     let unreadable = |source| SecretProblem::Unreadable {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_VALUE as u64 + 3)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    let bytes = msb_net::shell::read_secret_file(path).map_err(unreadable)?;
     let value = SecretValue::new(&bytes).map_err(SecretProblem::Invalid)?;
     Ok(Arc::new(value))
 }
@@ -544,6 +557,12 @@ mod tests {
             (Secret::env("TAKEN").value(VALUE).allow_host("a"), "TAKEN"),
             (good().value(VALUE).allow_host("*.example"), "*"),
             (good().value(VALUE).prefix("sk/"), "prefix"),
+            (good().value(VALUE).header("x key"), "x key"),
+            (good().value(VALUE).header("Host"), "host"),
+            (good().value(VALUE).method("connect"), "CONNECT"),
+            (good().value(VALUE).path("v1"), "v1"),
+            (good().value(VALUE).path("/v1?a"), "/v1?a"),
+            (good().value(VALUE).path("/a/../b"), "/a/../b"),
         ] {
             let text = problem(secret);
             assert!(

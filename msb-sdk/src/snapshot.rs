@@ -165,7 +165,21 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::snapshot`] and [`SnapshotBuilder::create`]; none is left running then.
     pub async fn fork(&self, count: usize) -> Result<Vec<Sandbox>, Error> {
-        self.fork_as(count, true).await
+        self.fork_as(count, Values::default(), true).await
+    }
+
+    /// As [`Sandbox::fork`], with the values of secrets, by their names: of those that were
+    /// given when this sandbox was made, and in place of what others would be read from.
+    ///
+    /// # Errors
+    /// As [`Sandbox::fork`].
+    pub async fn fork_with<N: Into<String>, V: AsRef<[u8]>>(
+        &self,
+        count: usize,
+        secrets: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Vec<Sandbox>, Error> {
+        let values = Values::named(secrets)?;
+        self.fork_as(count, values, true).await
     }
 
     /// As [`Sandbox::fork`], for sandboxes that go on when this process ends. Those of a
@@ -174,10 +188,29 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::fork`].
     pub async fn fork_detached(&self, count: usize) -> Result<Vec<Sandbox>, Error> {
-        self.fork_as(count, false).await
+        self.fork_as(count, Values::default(), false).await
     }
 
-    async fn fork_as(&self, count: usize, attached: bool) -> Result<Vec<Sandbox>, Error> {
+    /// As [`Sandbox::fork_detached`], with the values of secrets as [`Sandbox::fork_with`]
+    /// takes them.
+    ///
+    /// # Errors
+    /// As [`Sandbox::fork`].
+    pub async fn fork_detached_with<N: Into<String>, V: AsRef<[u8]>>(
+        &self,
+        count: usize,
+        secrets: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Vec<Sandbox>, Error> {
+        let values = Values::named(secrets)?;
+        self.fork_as(count, values, false).await
+    }
+
+    async fn fork_as(
+        &self,
+        count: usize,
+        values: Values,
+        attached: bool,
+    ) -> Result<Vec<Sandbox>, Error> {
         if !(1..=MAX_FORKS).contains(&count) {
             return Err(Error::InvalidSetting {
                 setting: "the number of forks",
@@ -186,7 +219,7 @@ impl Sandbox {
             });
         }
         // As for a start: what was given to this one is not kept.
-        let values = Values::default().complete(&self.spec.secrets)?;
+        let values = values.complete(&self.spec.secrets)?;
         let source = self.link.machine(MachineRequest::Fork).await?;
         let source = source.ok_or_else(|| Error::gone("its supervisor is of another version"))?;
         let about = About::new(

@@ -126,7 +126,7 @@ pub(crate) struct NamesArgs {
     pub(crate) names: Vec<String>,
 }
 
-/// Arguments of `msb stop` and `msb restart`.
+/// Arguments of `msb stop`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Programs are asked to end, then killed; disks are flushed.
@@ -137,6 +137,27 @@ pub(crate) struct StopArgs {
     /// How many seconds programs have to end themselves
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
     pub(crate) time: u16,
+    /// Names of sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Arguments of `msb restart`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Programs are asked to end, then killed; disks are flushed. Secrets are read again from where they came from. One
+that came from standard input is given again.
+
+Examples:
+  msb restart -t 30 app
+  msb restart --secret TOKEN=stdin app < token")]
+pub(crate) struct RestartArgs {
+    /// How many seconds programs have to end themselves
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) time: u16,
+    /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) secret: Vec<String>,
     /// Names of sandboxes
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,

@@ -58,9 +58,15 @@ Example:
 Each fork has all that runs in the sandbox, and a host name, addresses and random numbers of its own. The
 sandbox goes on.
 
-Example:
-  msb fork app 3")]
+Secrets are read again from where they came from. One that came from standard input is given again.
+
+Examples:
+  msb fork app 3
+  msb fork --secret TOKEN=stdin app < token")]
 pub(crate) struct ForkArgs {
+    /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) secret: Vec<String>,
     /// Name of the sandbox, which runs
     pub(crate) name: String,
     /// How many forks to make

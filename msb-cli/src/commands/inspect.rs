@@ -27,6 +27,8 @@ pub(crate) fn describe(sandbox: &SandboxStatus) -> Value {
             "at": millis(Some(program.at)),
         })
     });
+    let mut spec = json!(sandbox.spec);
+    hide_sources(&mut spec);
     json!({
         "name": sandbox.name,
         "status": sandbox.status.to_string(),
@@ -41,12 +43,50 @@ pub(crate) fn describe(sandbox: &SandboxStatus) -> Value {
         "vmm_pid": sandbox.pids.map(|(_, vmm)| vmm),
         "ports": sandbox.ports,
         "program": program,
-        "spec": sandbox.spec,
+        "spec": spec,
     })
+}
+
+/// Where a secret comes from is not shown, only in which way: a command may hold what it
+/// logs in with.
+fn hide_sources(spec: &mut Value) {
+    let secrets = spec.get_mut("secrets").and_then(Value::as_array_mut);
+    for secret in secrets.into_iter().flatten() {
+        let kind = match secret.get("source") {
+            Some(Value::Object(source)) => source.keys().next().cloned(),
+            Some(Value::String(kind)) => Some(kind.clone()),
+            _ => None,
+        };
+        secret["source"] = Value::from(kind);
+    }
 }
 
 /// Milliseconds since the Unix epoch.
 fn millis(time: Option<SystemTime>) -> Option<u64> {
     let since = time?.duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since.as_millis()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_secrets_source_only_the_way_is_shown() {
+        let mut spec = json!({"secrets": [
+            {"name": "A", "source": "given", "hosts": ["a.example"]},
+            {"name": "B", "source": {"command": ["sh", "-c", "login --password p"]}},
+            {"name": "C", "source": {"env": "VARIABLE"}},
+        ]});
+        hide_sources(&mut spec);
+        let expected = json!({"secrets": [
+            {"name": "A", "source": "given", "hosts": ["a.example"]},
+            {"name": "B", "source": "command"},
+            {"name": "C", "source": "env"},
+        ]});
+        assert_eq!(spec, expected);
+        let mut none = Value::Null;
+        hide_sources(&mut none);
+        assert_eq!(none, Value::Null);
+    }
 }

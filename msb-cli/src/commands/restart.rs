@@ -4,21 +4,22 @@ use std::time::Duration;
 
 use msb_sdk::{Error, Sandbox};
 
-use crate::args::StopArgs;
-use crate::{Failure, terminal};
+use crate::args::RestartArgs;
+use crate::{Failure, secret, terminal};
 
 /// Stops sandboxes, if they run, starts them, and prints their names.
-pub(crate) async fn run(args: StopArgs) -> Result<u8, Failure> {
+pub(crate) async fn run(args: RestartArgs) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.time.into());
+    let values = secret::values(&args.secret)?;
     for name in &args.names {
         let sandbox = Sandbox::get(name).await?;
         // One that could not be started again goes on instead.
-        sandbox.check_secrets().await?;
+        sandbox.check_secrets(values.iter().cloned()).await?;
         match sandbox.stop_within(grace).await {
             Ok(()) | Err(Error::NotRunning { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        sandbox.start().await?;
+        sandbox.start_with(values.iter().cloned()).await?;
         terminal::say(name)?;
     }
     Ok(0)

@@ -1,12 +1,8 @@
 //! Starting a sandbox that is kept.
 
-use std::sync::Arc;
-
-use msb_net::secret::SecretValue;
-
 use super::SandboxHandle;
 use crate::builder::{Start, Started, blocking};
-use crate::error::{Error, SecretProblem};
+use crate::error::Error;
 use crate::home::{GuestBundle, unusable};
 use crate::record::{self, Record, State};
 use crate::sandbox::Sandbox;
@@ -35,32 +31,29 @@ impl SandboxHandle {
         &self,
         secrets: impl IntoIterator<Item = (N, V)>,
     ) -> Result<Sandbox, Error> {
-        let mut values = Values::default();
-        for (name, value) in secrets {
-            let name = name.into();
-            let value = SecretValue::new(value.as_ref()).map_err(|source| Error::Secret {
-                name: name.clone(),
-                problem: SecretProblem::Invalid(source),
-            })?;
-            values.insert(&name, Arc::new(value));
-        }
+        let values = Values::named(secrets)?;
         let this = self.clone();
         blocking(move || this.start_blocking(values))
             .await?
             .sandbox()
     }
 
-    /// Tells whether [`start`](Self::start) would find the values of its secrets.
+    /// Tells whether [`start_with`](Self::start_with) would find the values of its secrets,
+    /// when these are given.
     ///
     /// # Errors
     /// [`Error::Secret`], [`Error::NoSandbox`], and those of reading its folder.
-    pub async fn check_secrets(&self) -> Result<(), Error> {
+    pub async fn check_secrets<N: Into<String>, V: AsRef<[u8]>>(
+        &self,
+        secrets: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<(), Error> {
+        let values = Values::named(secrets)?;
         let path = self.home.sandboxes().join(&self.name);
         let none = || Error::NoSandbox {
             name: self.name.clone(),
         };
         let record = Record::read(&path)?.ok_or_else(none)?;
-        let read = move || Values::default().complete(&record.spec.secrets).map(drop);
+        let read = move || values.complete(&record.spec.secrets).map(drop);
         blocking(read).await
     }
 
