@@ -74,14 +74,24 @@ const BENCH: Packages = Packages {
     ],
 };
 
+const CLIENTS: Packages = Packages {
+    purpose: "make an image of clients",
+    names: &["npm", "python3-pip"],
+};
+
+/// Packages whose programs often come from elsewhere, and the programs.
+const PROGRAMS: &[(&str, &str)] = &[("npm", "npm"), ("python3-pip", "pip3")];
+
 /// What `cargo xtask demo` needs.
 pub(crate) const FOR_DEMO: &[Packages] = &[KERNEL, RUN, DEMO];
 /// What the guest bundle needs.
 pub(crate) const FOR_GUEST: &[Packages] = &[KERNEL, RUN];
 /// What the tests need.
 pub(crate) const FOR_TEST: &[Packages] = &[KERNEL, RUN, DEMO, TEST];
+/// What the image of clients needs.
+pub(crate) const FOR_CLIENTS: &[Packages] = &[DEMO, CLIENTS];
 /// Everything, benchmarks included.
-pub(crate) const ALL: &[Packages] = &[KERNEL, RUN, DEMO, TEST, BENCH];
+pub(crate) const ALL: &[Packages] = &[KERNEL, RUN, DEMO, TEST, CLIENTS, BENCH];
 
 /// Installs what is missing and names it; does nothing when nothing is.
 pub(crate) fn install(groups: &[Packages]) -> Result<()> {
@@ -134,6 +144,10 @@ pub(crate) fn available(program: &str) -> bool {
 }
 
 fn installed(package: &str) -> bool {
+    let program = PROGRAMS.iter().find(|(own, _)| *own == package);
+    if program.is_some_and(|(_, program)| available(program)) {
+        return true;
+    }
     capture(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]))
         .is_ok_and(|status| status.ends_with("ok installed"))
 }

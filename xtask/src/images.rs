@@ -67,7 +67,8 @@ const APPLETS: &[&str] = &[
 ];
 
 /// Makes the images that are not there yet; returns the folder that holds the
-/// OCI layouts `busybox` and `python`, tagged `latest`.
+/// OCI layouts `busybox` and `python`, tagged `latest`. [`prepare_clients`] adds another,
+/// for tests.
 pub(crate) fn prepare() -> Result<PathBuf> {
     let dir = target_dir().join("test-images");
     let stamp = dir.join("recipe");
@@ -83,6 +84,50 @@ pub(crate) fn prepare() -> Result<PathBuf> {
     step("Debian + python3 image (mmdebstrap)", || python(&dir))?;
     fs::write(&stamp, RECIPE)?;
     Ok(dir)
+}
+
+/// The clients that the image of that name has beside Debian's: of Python, and of Node.
+/// Their versions are fixed, so that a test says the same every day.
+const PYTHON_CLIENTS: &str = "requests==2.34.2 httpx[http2]==0.28.1 openai==3.57.0 \
+                              anthropic==2.14.0 grpcio==1.85.3 websockets==17.4";
+const NODE_CLIENTS: &str = "openai@5.7.0";
+
+/// Packages of Debian in it.
+const DEBIAN_CLIENTS: &str = "ca-certificates,curl,git,nodejs,python3";
+
+/// Adds the image `clients`: programs and libraries that people talk to services with. It
+/// is made anew when what it is made of changes.
+pub(crate) fn prepare_clients(dir: &Path) -> Result<()> {
+    let stamp = dir.join("clients-recipe");
+    let script = include_str!("images/clients.sh");
+    let recipe = [DEBIAN_CLIENTS, PYTHON_CLIENTS, NODE_CLIENTS, script].join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == recipe) {
+        return Ok(());
+    }
+    host::install(host::FOR_CLIENTS)?;
+    let layout = dir.join("clients");
+    if layout.exists() {
+        fs::remove_dir_all(&layout)?;
+    }
+    step(
+        "image of clients (mmdebstrap, and packages from the registries of Python and Node)",
+        || {
+            let tar = dir.join("clients.tar");
+            check_quiet(
+                Command::new("mmdebstrap")
+                    .args(["--quiet", "--variant=minbase"])
+                    .arg(format!("--include={DEBIAN_CLIENTS}"))
+                    .arg(format!("--customize-hook={script}"))
+                    .arg(host_release()?)
+                    .arg(&tar)
+                    .env("MSB_PYTHON_CLIENTS", PYTHON_CLIENTS)
+                    .env("MSB_NODE_CLIENTS", NODE_CLIENTS),
+            )?;
+            add_image(&layout, &tar, &["--config.cmd=bash"])?;
+            fs::remove_file(&tar).map_err(Into::into)
+        },
+    )?;
+    fs::write(&stamp, recipe).map_err(Into::into)
 }
 
 /// Copies an image from its layout into a registry, under `name`.

@@ -56,7 +56,12 @@ fn dispatch() -> Result<()> {
         "kernel" => guest::kernel(rest.first().map(PathBuf::from))
             .map(|path| println!("{}", path.display())),
         "guest" => guest::bundle().map(|path| println!("{}", path.display())),
-        "images" => images::prepare().map(|path| println!("{}", path.display())),
+        "images" => {
+            let images = images::prepare()?;
+            images::prepare_clients(&images)?;
+            println!("{}", images.display());
+            Ok(())
+        }
         "boot-profile" => {
             let bundle = guest::bundle()?;
             let initramfs = bundle.join("initramfs.cpio");

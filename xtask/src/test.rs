@@ -16,6 +16,7 @@ pub(crate) fn test(filters: &[String]) -> Result<()> {
     host::install(host::FOR_TEST)?;
     let bundle = guest::bundle()?;
     let images = images::prepare()?;
+    images::prepare_clients(&images)?;
     step("tests", || run_tests(&bundle, &images, filters))?;
     if filters.is_empty() {
         step("documentation tests", || {

@@ -3,6 +3,7 @@
 //! Run by `cargo xtask test`, which builds the guest and the images and says
 //! where they are.
 
+mod clients;
 mod errors;
 mod file;
 mod forks;
@@ -13,6 +14,7 @@ mod kill;
 mod lab;
 mod life;
 mod network;
+mod outside;
 mod run;
 mod sdk;
 mod secrets;

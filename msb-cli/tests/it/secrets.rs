@@ -1,18 +1,17 @@
 //! Secrets that a guest uses and does not have: with the clients and servers that there are,
 //! and a search of all that the guest can reach. Everything stays on this host's loopback.
 
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::lab::{Kept, Lab, PYTHON, finish, text, wait};
+use crate::outside::{Outside, dump, forms, holds, inspect, reflection};
 
 const VALUE: &str = "s3cr3t-v4lue/with+odd=chars";
 
@@ -34,49 +33,6 @@ def ask(host, port, verify=True, tls=True, method="GET", path="/"):
     answer = client.getresponse()
     print(host, answer.status, dict(answer.getheaders()), answer.read().decode(), flush=True)
 "#;
-
-/// An authority that is none of the host's.
-struct Outside {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    dir: tempfile::TempDir,
-}
-
-impl Outside {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "outside");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("key");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("certificate");
-        let dir = tempfile::tempdir().expect("tempdir");
-        let pem = format!(
-            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-            base64(issuer.der())
-        );
-        std::fs::write(dir.path().join("ca.pem"), pem).expect("write");
-        Self { issuer, dir }
-    }
-
-    fn pem(&self) -> PathBuf {
-        self.dir.path().join("ca.pem")
-    }
-
-    fn config(&self, name: &str) -> Arc<ServerConfig> {
-        let params = CertificateParams::new([name.to_owned()]).expect("name");
-        let key = KeyPair::generate().expect("key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("certificate");
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key);
-        Arc::new(config.expect("configuration"))
-    }
-}
 
 /// A server that reflects the credential of a request in every way.
 struct Server {
@@ -137,111 +93,12 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>) {
     let _ = stream.flush();
 }
 
-/// A value in all the forms that are searched for. Of base64 that is what does not depend
-/// on other bytes than the value's.
-fn forms(value: &str) -> Vec<String> {
-    let own = |whole: String| whole[4..whole.len() - 4].to_owned();
-    let base64 = shifted(value).into_iter().map(own);
-    plain(value).into_iter().chain(base64).collect()
-}
-
-/// A value as servers send it back.
-fn reflection(value: &str) -> String {
-    let mut all = plain(value);
-    all.extend(shifted(value));
-    all.join(" ")
-}
-
-fn plain(value: &str) -> Vec<String> {
-    let bytes = value.as_bytes();
-    vec![
-        value.to_owned(),
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-        bytes.iter().map(|byte| format!("%{byte:02X}")).collect(),
-        value.replace('/', "\\/"),
-        value
-            .replace('/', "%2F")
-            .replace('+', "%2B")
-            .replace('=', "%3D"),
-    ]
-}
-
-/// Base64 and its form for URLs, at each alignment.
-fn shifted(value: &str) -> Vec<String> {
-    let whole = ["", "a", "ab"].map(|before| base64(format!("{before}{value}").as_bytes()));
-    let urls = whole.clone();
-    let urls = urls.map(|whole| whole.replace('+', "-").replace('/', "_"));
-    whole.into_iter().chain(urls).collect()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for group in bytes.chunks(3) {
-        let mut bits = [0; 4];
-        bits[1..=group.len()].copy_from_slice(group);
-        let bits = u32::from_be_bytes(bits);
-        for place in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * place)) as usize & 63];
-            text.push(if place > group.len() {
-                '='
-            } else {
-                letter.into()
-            });
-        }
-    }
-    text
-}
-
-/// Whether any of the forms is in a file.
-fn holds(file: &Path, forms: &[String]) -> bool {
-    let mut grep = Command::new("grep");
-    grep.args(["-a", "-q", "-F"]);
-    for form in forms {
-        grep.args(["-e", form]);
-    }
-    let status = grep.arg(file).status().expect("grep");
-    assert!(status.code().is_some_and(|code| code < 2), "{status}");
-    status.success()
-}
-
-/// Writes the memory of a process to a file, without what is all zero.
-fn dump(pid: u32, to: &Path) {
-    const PIECE: usize = 1 << 20;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
-    let mut memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("mem");
-    let mut out = std::fs::File::create(to).expect("create");
-    let (zero, mut piece) = (vec![0; PIECE], vec![0; PIECE]);
-    for line in maps.lines() {
-        let (range, rest) = line.split_once(' ').expect("a map");
-        if !rest.starts_with("rw") {
-            continue;
-        }
-        let (begin, end) = range.split_once('-').expect("a range");
-        let address = |text| u64::from_str_radix(text, 16).expect("an address");
-        let (mut at, end) = (address(begin), address(end));
-        while at < end {
-            let room = PIECE.min((end - at) as usize);
-            memory.seek(SeekFrom::Start(at)).expect("seek");
-            if memory.read_exact(&mut piece[..room]).is_ok() && piece[..room] != zero[..room] {
-                out.write_all(&piece[..room]).expect("write");
-            }
-            at += room as u64;
-        }
-    }
-}
-
-fn inspect(lab: &Lab, name: &str) -> serde_json::Value {
-    let told = finish(&mut lab.msb(["inspect", name]), b"").success();
-    serde_json::from_str(&told).expect("JSON")
-}
-
 #[test]
 fn the_server_gets_the_value_and_the_guest_never_does() {
     let lab = Lab::with_python();
     let outside = Outside::new();
     let [named, other] =
-        ["a.example", "b.example"].map(|host| Server::start(Some(outside.config(host))));
+        ["a.example", "b.example"].map(|host| Server::start(Some(outside.config(&[host]))));
     let plain = Server::start(None);
     let dir = tempfile::tempdir().expect("tempdir");
     let at = |name: &str| dir.path().join(name);
@@ -354,7 +211,7 @@ fn the_server_gets_the_value_and_the_guest_never_does() {
 fn a_kept_sandbox_is_given_its_secrets_again() {
     let lab = Lab::with_python();
     let outside = Outside::new();
-    let server = Server::start(Some(outside.config("a.example")));
+    let server = Server::start(Some(outside.config(&["a.example"])));
     let name = format!("kept-secret-{}", std::process::id());
     let _kept = Kept {
         lab: &lab,
@@ -395,6 +252,9 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     let refused = msb(&["restart", "-t", "1", &name], "");
     assert_eq!(refused.code, Some(125), "{refused:?}");
     assert!(ask().starts_with("a.example 200"));
+    let restart = ["restart", "-t", "1", "--secret", "TOKEN=stdin", &name];
+    msb(&restart, VALUE).success();
+    assert!(ask().starts_with("a.example 200"));
     msb(&["stop", "-t", "1", &name], "").success();
 
     let refused = msb(&["start", &name], "");
@@ -427,7 +287,84 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     assert_eq!((count(&before), count(&after)), (1, 1));
     assert_ne!(before, after);
     assert!(ask().starts_with("a.example 200"));
-    assert_eq!(server.credentials(), [VALUE; 3]);
+    assert_eq!(server.credentials(), [VALUE; 4]);
+}
+
+/// What was given to the first one is given again, and its placeholder is worth nothing in
+/// those that go on from it.
+#[test]
+fn forks_have_placeholders_of_their_own() {
+    let lab = Lab::with_python();
+    let outside = Outside::new();
+    let server = Server::start(Some(outside.config(&["a.example"])));
+    let name = format!("forked-secret-{}", std::process::id());
+    let kept = |name: String| Kept { lab: &lab, name };
+    let first = kept(name.clone());
+    let forks = [1, 2].map(|number| kept(format!("{name}-{number}")));
+    let later = kept(format!("{name}-later"));
+    let msb = |args: &[&str], input: &str| finish(&mut lab.msb(args), input.as_bytes());
+    let pem = outside.pem();
+    let pem = pem.to_str().expect("UTF-8");
+    let secret = ["--secret", "TOKEN=stdin@a.example"];
+    let create = [
+        "run",
+        "-q",
+        "-d",
+        "--rm",
+        "--name",
+        &name,
+        "--net",
+        "allow-all",
+        "--tls-ca",
+        pem,
+    ];
+    let rest = [PYTHON, "--", "sleep", "1000"];
+    msb(&[&create[..], &secret, &rest].concat(), VALUE).success();
+    let begin = format!("{CLIENT}\nopen('/old', 'w').write(os.environ['TOKEN'])\n");
+    msb(&["exec", &name, "--", "python3", "-c", &begin], "").success();
+
+    let refused = msb(&["fork", &name, "2"], "");
+    assert_eq!(refused.code, Some(125), "{refused:?}");
+    assert!(
+        refused.stderr.contains("--secret TOKEN=stdin"),
+        "{refused:?}"
+    );
+    let forked = msb(&["fork", "--secret", "TOKEN=stdin", &name, "2"], VALUE).success();
+    assert_eq!(forked, format!("{}\n{}\n", forks[0].name, forks[1].name));
+    let snapshot = format!("{name}-snapshot");
+    msb(&["snapshot", "create", &name, &snapshot], "").success();
+    let go_on = [
+        "run",
+        "-q",
+        "-d",
+        "--from-snapshot",
+        &snapshot,
+        "--name",
+        &later.name,
+    ];
+    let went_on = msb(&[&go_on[..], &["--secret", "TOKEN=stdin"]].concat(), VALUE);
+    msb(&["snapshot", "rm", &snapshot], "").success();
+    went_on.success();
+
+    let script = format!(
+        "{CLIENT}\nprint(os.environ['TOKEN'])\nask('a.example', {0})\n\
+         os.environ['TOKEN'] = open('/old').read()\nask('a.example', {0})\n",
+        server.port
+    );
+    let mut placeholders = Vec::new();
+    for sandbox in [&first, &forks[0], &forks[1], &later] {
+        let said = msb(&["exec", &sandbox.name, "--", "python3", "-c", &script], "").success();
+        assert!(
+            !forms(VALUE).iter().any(|form| said.contains(form)),
+            "{said}"
+        );
+        let placeholder = said.lines().next().expect("a line").to_owned();
+        assert!(!placeholders.contains(&placeholder), "{placeholders:?}");
+        placeholders.push(placeholder);
+    }
+    let old = &*placeholders[0];
+    let expected = [VALUE, VALUE, VALUE, old, VALUE, old, VALUE, old];
+    assert_eq!(server.credentials(), expected);
 }
 
 #[test]
@@ -440,6 +377,13 @@ fn secrets_that_cannot_be_used_are_refused_with_a_remedy() {
         ("TOKEN=env:PATH", "@api.example.com"),
         ("TOKEN=env:PATH@a_.b..c", "a_.b..c"),
         ("PATH=env:PATH@a.example", "another variable"),
+        ("TOKEN=file:/dev/zero@a.example", "not a file"),
+        ("TOKEN=env:PATH@a.example,header=host", "\"host\""),
+        ("TOKEN=env:PATH@a.example,path=v1", "\"v1\""),
+        (
+            "TOKEN=env:PATH@a.example,hunter2=hunter2",
+            "elsewhere=block",
+        ),
     ] {
         let run = ["run", "-q", "-e", "PATH=/bin", "--secret", flag];
         let mut command = lab.msb(run.into_iter().chain([crate::lab::BUSYBOX, "--", "true"]));
