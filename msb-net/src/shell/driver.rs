@@ -205,7 +205,7 @@ impl Driver {
         if self.port.readable {
             let (port, gateway, feed) = (&mut self.port, &mut self.gateway, &mut self.feed);
             let progress = port.receive(|frame| {
-                feed.capture(frame, true);
+                feed.note(frame, true);
                 gateway.handle_frame(now, frame);
             });
             if progress == Progress::Ended {
@@ -303,7 +303,7 @@ impl Driver {
             while more && self.port.has_room() {
                 more = self.gateway.poll_frame(now, &mut self.frame);
                 if more {
-                    self.feed.capture(&self.frame, false);
+                    self.feed.note(&self.frame, false);
                     self.port.push(&mut self.frame);
                 }
             }

@@ -36,6 +36,7 @@ mod ping;
 mod published;
 mod resolve;
 mod stream;
+mod traffic;
 mod way;
 
 use std::io;
@@ -59,6 +60,7 @@ pub use self::pcapng::Capture;
 use self::published::Offer;
 pub use self::published::{Fallback, Publication};
 pub use self::resolve::host_resolvers;
+pub use self::traffic::{Traffic, TrafficMeter};
 use crate::Error;
 use crate::gateway::{Config, Gateway, OFFLOAD_HEADER, PublishedId};
 use crate::journal::Entry;
@@ -105,6 +107,7 @@ pub struct Network {
     thread: Option<JoinHandle<()>>,
     policy: Arc<Policy>,
     handout: Handout,
+    traffic: TrafficMeter,
     /// Numbers published ports.
     published: AtomicU64,
 }
@@ -132,6 +135,7 @@ impl Network {
         let (commands, inbox) = mpsc::channel();
         let (mut feed, events) = channel(&waker);
         feed.capture = options.capture;
+        let traffic = feed.traffic.clone();
         feed.skip = if link.offload { OFFLOAD_HEADER } else { 0 };
         options.config.offload = link.offload;
         let port = Port::new(link).map_err(failed("use the guest's link"))?;
@@ -163,6 +167,7 @@ impl Network {
             thread: Some(thread),
             policy,
             handout,
+            traffic,
             published: AtomicU64::new(0),
         };
         Ok((network, events))
@@ -182,6 +187,11 @@ impl Network {
     /// Returns the names of the secrets and what the guest has in their place.
     pub fn placeholders(&self) -> &[(String, Placeholder)] {
         &self.handout.placeholders
+    }
+
+    /// Returns what tells how much has crossed the guest's link.
+    pub fn traffic(&self) -> TrafficMeter {
+        self.traffic.clone()
     }
 
     /// Offers ports of the guest on this host.
@@ -256,6 +266,7 @@ struct Feed {
     capture: Option<Capture>,
     /// What of each frame is no part of it.
     skip: usize,
+    traffic: TrafficMeter,
 }
 
 impl Feed {
@@ -273,7 +284,10 @@ impl Feed {
         self.sink.push(entry);
     }
 
-    fn capture(&mut self, frame: &[u8], from_guest: bool) {
+    /// Takes note of a frame that crosses the link.
+    fn note(&mut self, frame: &[u8], from_guest: bool) {
+        self.traffic
+            .count(frame.len().saturating_sub(self.skip), from_guest);
         if let Some(capture) = &mut self.capture {
             let frame = frame.get(self.skip..).unwrap_or(&[]);
             capture.frame(SystemTime::now(), frame, from_guest);
@@ -348,6 +362,7 @@ fn channel(waker: &Arc<Waker>) -> (Feed, Events) {
         starved: Arc::clone(&starved),
         capture: None,
         skip: 0,
+        traffic: TrafficMeter::default(),
     };
     let waker = Arc::clone(waker);
     (
