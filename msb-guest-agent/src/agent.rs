@@ -22,6 +22,7 @@ mod file;
 mod freezer;
 mod identity;
 mod link;
+mod metrics;
 mod network;
 mod orphan;
 mod read_ahead;

@@ -10,6 +10,7 @@
 
 mod exec;
 mod file;
+mod metrics;
 mod network;
 mod setup;
 
@@ -21,6 +22,7 @@ pub use file::{
     Entry, FileAnswer, FileError, FileFault, FileKind, FileOperation, FileRequest, MAX_PATH,
     Metadata, WriteMode,
 };
+pub use metrics::{GuestMetrics, ProcessMetrics};
 pub use network::{Address, Host, NetworkSettings, NetworkSpec};
 pub use setup::{
     AgentHello, Configured, DiskName, Entropy, GuestConfig, RootSpec, SetupFailure, TrustSpec,

@@ -21,6 +21,7 @@ use super::dial::Dial;
 use super::exec::Exec;
 use super::file::Files;
 use super::link::Link;
+use super::metrics;
 use super::orphan::Orphan;
 use super::sys;
 use super::world::World;
@@ -330,9 +331,16 @@ impl Session {
                 Ok(()) => return,
                 Err(event) => event,
             },
+            Request::Metrics { processes } => self.metrics(*processes),
         };
         // It was opened by this very event, so it is open.
         let _ = self.endpoint.event(stream, &event);
+    }
+
+    fn metrics(&self, processes: bool) -> StreamEvent {
+        let proc = self.world.devices().proc();
+        let metrics = proc.map(|proc| metrics::read(proc, processes));
+        StreamEvent::Metrics(Box::new(metrics.unwrap_or_default()))
     }
 
     fn control(&mut self, message: &HostMessage) {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Errno, FileAnswer, FileError, FileRequest, Metadata};
+use super::{ByteString, Errno, FileAnswer, FileError, FileRequest, GuestMetrics, Metadata};
 
 /// What a new stream is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,11 @@ pub enum Request {
     },
     /// Do something to files.
     File(FileRequest),
+    /// Say what is used in the guest.
+    Metrics {
+        /// Whether to tell of single processes.
+        processes: bool,
+    },
 }
 
 /// A command to run.
@@ -167,6 +172,8 @@ pub enum StreamEvent {
     FileDone(FileAnswer),
     /// It failed. What was passed before it did counts for nothing. The stream closes.
     FileFailed(FileError),
+    /// What is used in the guest. The stream closes.
+    Metrics(Box<GuestMetrics>),
 }
 
 impl StreamEvent {

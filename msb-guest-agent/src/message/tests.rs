@@ -363,6 +363,35 @@ fn file_answers() {
 }
 
 #[test]
+fn metrics() {
+    pin(Request::Metrics { processes: true }, "03 01");
+    let process = ProcessMetrics {
+        pid: 7,
+        parent: 1,
+        uid: 300,
+        state: b'S',
+        threads: 2,
+        cpu_ms: 3,
+        memory: 4,
+        command: "c".into(),
+    };
+    let metrics = GuestMetrics {
+        cpus: 1,
+        cpu_ms: 300,
+        memory_total: 2,
+        memory_available: 3,
+        root_total: 4,
+        root_used: 5,
+        disk_read: 6,
+        disk_written: 7,
+        processes: 8,
+        top: vec![process],
+    };
+    let hex = "09 01 ac02 02 03 04 05 06 07 08 01 07 01 ac02 53 02 03 04 0163";
+    pin(StreamEvent::Metrics(Box::new(metrics)), hex);
+}
+
+#[test]
 fn signals_out_of_range_are_not_decoded() {
     for number in [0, 65, 255] {
         assert_eq!(decode::<StreamCommand>(&[0, number, 0]), None);
