@@ -35,6 +35,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("image_reference", msb_oci::fuzzing::image_reference),
     ("manifest_json", msb_oci::fuzzing::manifest_json),
     ("image_config_json", msb_oci::fuzzing::image_config_json),
+    ("image_archive", msb_oci::fuzzing::image_archive),
     ("auth_challenge", msb_oci::fuzzing::auth_challenge),
     ("qmp_reply", msb_vmm::fuzzing::qmp_reply),
     ("runner_config", msb_vmm::fuzzing::runner_config),

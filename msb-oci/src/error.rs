@@ -298,6 +298,7 @@ fn store_hint(kind: io::ErrorKind, path: &Path) -> Option<String> {
         io::ErrorKind::ReadOnlyFilesystem => {
             format!("make the file system of {path} writable, or choose another directory")
         }
+        io::ErrorKind::NotFound => format!("check that {path} is spelt right, and is there"),
         io::ErrorKind::NotADirectory => {
             "a file is where a directory should be; remove it or choose another directory"
                 .to_owned()

@@ -1,7 +1,13 @@
 //! Fuzz targets: each panics if a property does not hold.
 
+use std::io::{self, Read};
+use std::sync::Arc;
+
 use crate::erofs::roundtrip;
-use crate::{ImageConfig, Limits, Reference, manifest, registry};
+use crate::import::Archive;
+use crate::ingest::Source;
+use crate::store::Layout;
+use crate::{ImageConfig, Limits, PullOptions, Reference, manifest, registry};
 
 /// Indexing a layer does not depend on how its bytes arrive.
 pub fn layer_tar(data: &[u8]) {
@@ -47,6 +53,36 @@ pub fn image_config_json(data: &[u8]) {
                 .iter()
                 .all(|entry| entry.find('=').is_some_and(|at| at > 0))
         );
+    }
+}
+
+/// What claims to be an archive of images is read or refused, within the limits.
+pub fn image_archive(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let layout = Layout {
+        root: folder.path().to_owned(),
+    };
+    std::fs::create_dir_all(layout.tmp()).expect("a folder");
+    let path = folder.path().join("archive");
+    std::fs::write(&path, data).expect("a file");
+    let options = PullOptions::default();
+    let Ok(archive) = Archive::open(&layout, &path, &options) else {
+        return;
+    };
+    let archive = Arc::new(archive);
+    let names = archive.names(&options).unwrap_or_default();
+    assert!(names.len() <= 256);
+    for name in names.iter().take(4).map(Some).chain([None]) {
+        let Ok((plan, opened, reference)) = archive.plan(name, &options) else {
+            continue;
+        };
+        assert!(name.is_none_or(|name| *name == reference));
+        assert!(plan.layers.len() <= options.limits.layers);
+        for layer in &plan.layers {
+            if let Ok(content) = opened.open(layer, 0) {
+                let _ = io::copy(&mut content.take(1 << 20), &mut io::sink());
+            }
+        }
     }
 }
 

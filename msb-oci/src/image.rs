@@ -66,6 +66,13 @@ impl Image {
         &self.layers
     }
 
+    /// What each layer takes on this disk, in bytes, the base layer first.
+    pub fn layer_sizes(&self) -> Vec<u64> {
+        let path = |layer: &Digest| store::blob_path(&self.store_root, *layer);
+        let sizes = self.layers.iter().map(path);
+        sizes.map(|path| store::allocated(&path)).collect()
+    }
+
     /// Bytes of the layers, uncompressed, and of the metadata. Layers shared
     /// with other images are counted in each.
     pub fn size(&self) -> u64 {

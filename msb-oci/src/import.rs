@@ -6,12 +6,13 @@
 //! Read: OCI image specification "image-layout.md"; docker's image
 //! specification v1.2, "Combined Image JSON + Filesystem Changeset Format".
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use serde::Deserialize;
@@ -24,6 +25,8 @@ use crate::registry::check;
 use crate::store::Layout;
 use crate::{Digest, Error, PullOptions, Reference, Result, decompress, pull};
 
+/// Most names of images in one archive.
+const MAX_NAMES: usize = 256;
 /// Links from one file of an archive to another, one after the other.
 const MAX_LINKS: usize = 8;
 /// Read at a time while an archive is indexed.
@@ -80,9 +83,39 @@ impl Archive {
         })
     }
 
+    /// The names that the archive gives its images: of each all.
+    pub(crate) fn names(&self, options: &PullOptions) -> Result<Vec<Reference>> {
+        let mut names = Vec::new();
+        if let Some(json) = self.document("index.json", MAX_MANIFEST)? {
+            let of = self.path.display().to_string();
+            if let Document::Index(variants) = manifest::parse(&of, &json, options.limits.layers)? {
+                let given = variants.into_iter().filter_map(|variant| variant.name);
+                names.extend(given.filter(|name| name.contains(['/', ':'])));
+            }
+        } else if let Some(json) = self.document("manifest.json", MAX_MANIFEST)? {
+            let images = self.docker_images(&json)?;
+            names.extend(
+                images
+                    .into_iter()
+                    .filter_map(|image| image.repo_tags)
+                    .flatten(),
+            );
+        }
+        let names: BTreeSet<String> = names.into_iter().collect();
+        if names.len() > MAX_NAMES {
+            return Err(self.no_archive(format!("it holds more than {MAX_NAMES} names of images")));
+        }
+        names.iter().map(|name| name.parse()).collect()
+    }
+
+    fn docker_images(&self, json: &[u8]) -> Result<Vec<DockerImage>> {
+        serde_json::from_slice(json)
+            .map_err(|error| self.no_archive(format!("its manifest.json: {error}")))
+    }
+
     /// Reads the documents of the one image that is wanted.
     pub(crate) fn plan(
-        self,
+        self: &Arc<Self>,
         reference: Option<&Reference>,
         options: &PullOptions,
     ) -> Result<(Plan, Opened, Reference)> {
@@ -96,7 +129,7 @@ impl Archive {
     }
 
     fn plan_oci(
-        self,
+        self: &Arc<Self>,
         json: &[u8],
         wanted: Option<&Reference>,
         options: &PullOptions,
@@ -140,7 +173,7 @@ impl Archive {
         Ok((
             plan,
             Opened {
-                archive: self,
+                archive: Arc::clone(self),
                 names,
             },
             reference,
@@ -148,13 +181,12 @@ impl Archive {
     }
 
     fn plan_docker(
-        self,
+        self: &Arc<Self>,
         json: &[u8],
         wanted: Option<&Reference>,
         options: &PullOptions,
     ) -> Result<(Plan, Opened, Reference)> {
-        let images: Vec<DockerImage> = serde_json::from_slice(json)
-            .map_err(|error| self.no_archive(format!("its manifest.json: {error}")))?;
+        let images = self.docker_images(json)?;
         let is_wanted = |image: &&DockerImage| {
             let mut tags = image
                 .repo_tags
@@ -204,7 +236,7 @@ impl Archive {
         Ok((
             plan,
             Opened {
-                archive: self,
+                archive: Arc::clone(self),
                 names,
             },
             reference,
@@ -293,7 +325,7 @@ fn blob_name(digest: Digest) -> String {
 
 /// An archive as the source of one image's layers.
 pub(crate) struct Opened {
-    archive: Archive,
+    archive: Arc<Archive>,
     names: Vec<String>,
 }
 

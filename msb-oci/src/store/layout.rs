@@ -179,6 +179,12 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(content))
 }
 
+/// The bytes of disk that a file takes.
+pub(crate) fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map_or(0, |found| found.blocks() * 512)
+}
+
 /// Deletes a file or a whole directory; one that is gone already is fine.
 /// Returns the bytes of disk that came free.
 pub(crate) fn delete(path: &Path) -> Result<u64> {

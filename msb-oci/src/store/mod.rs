@@ -1,14 +1,17 @@
 //! The content-addressed store: files, locks and renames, no database.
 
+mod archives;
 mod assemble;
 mod collect;
 mod holders;
 mod layout;
 pub(crate) mod lock;
 mod record;
+mod unused;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::fetch::{self, Plan};
 use crate::ingest::{self, Events};
@@ -20,7 +23,8 @@ use crate::{
 };
 
 pub use holders::{Holder, Holders};
-pub(crate) use layout::{Layout, METADATA, rename, sync};
+pub(crate) use layout::{Layout, METADATA, allocated, read, rename, sync};
+pub use unused::Unused;
 
 /// A store of images below one directory.
 ///
@@ -129,7 +133,7 @@ impl Store {
         events: Events<'_>,
     ) -> Result<Image> {
         self.adding(|| {
-            let archive = import::Archive::open(&self.layout, path, options)?;
+            let archive = Arc::new(import::Archive::open(&self.layout, path, options)?);
             let (plan, source, reference) = archive.plan(reference, options)?;
             self.complete(&plan, &source, &reference, options, events)
         })
@@ -263,7 +267,7 @@ impl Store {
 
     /// Runs something that adds content, safe from collection, and collects
     /// afterwards what it left without a reference.
-    fn adding(&self, add: impl FnOnce() -> Result<(Image, bool)>) -> Result<Image> {
+    fn adding<T>(&self, add: impl FnOnce() -> Result<(T, bool)>) -> Result<T> {
         let held = lock::shared(&self.layout.lock())?;
         let result = add();
         drop(held);
@@ -274,7 +278,7 @@ impl Store {
                 let _ = self.collect();
             }
         }
-        result.map(|(image, _)| image)
+        result.map(|(added, _)| added)
     }
 
     /// Layers, root disk, record, reference. The flag tells whether another

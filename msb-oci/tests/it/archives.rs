@@ -94,3 +94,139 @@ fn layout_whose_blob_is_a_link_out_of_it() {
     }
     assert!(import(&root, Some("demo")).is_err());
 }
+
+/// A store with two images that share their layers.
+fn filled(directory: &Path) -> (Store, [Reference; 2]) {
+    let image = layout(directory);
+    let source = image.trim_end_matches(":demo");
+    let store = Store::open(directory.join("store")).unwrap();
+    let names = ["localhost:5000/demo:1", "docker.io/library/other:2"];
+    let names = names.map(|name| name.parse::<Reference>().unwrap());
+    for name in &names {
+        let options = PullOptions::default();
+        store
+            .import(Path::new(source), Some(name), &options, &|_| {})
+            .unwrap();
+    }
+    (store, names)
+}
+
+#[test]
+fn what_is_saved_is_loaded_by_everybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, names) = filled(directory.path());
+    let saved = directory.path().join("saved.tar");
+    let save = |names: &[Reference]| {
+        let mut out = Vec::new();
+        store.save(names, &mut out).unwrap();
+        out
+    };
+    let both = save(&names);
+    assert_eq!(both, save(&names), "it does not depend on the moment");
+    std::fs::write(&saved, &both).unwrap();
+    let original = store.get(&names[0]).unwrap().unwrap();
+
+    // By this store, from the file and as a stream, compressed too.
+    let other = Store::open(directory.path().join("other")).unwrap();
+    let options = PullOptions::default();
+    let loaded = other.load(&saved, &options, &|_| {}).unwrap();
+    assert_eq!(loaded.len(), 2);
+    for image in &loaded {
+        assert_eq!(image.layers(), original.layers());
+        assert_eq!(image.config_digest(), original.config_digest());
+        assert_eq!(image.config(), original.config());
+    }
+    let mut all: Vec<_> = other.list().unwrap()[0].references().to_vec();
+    all.sort();
+    let mut wanted = names.to_vec();
+    wanted.sort();
+    assert_eq!(all, wanted);
+    let third = Store::open(directory.path().join("third")).unwrap();
+    let stream = third.load_from(&mut gzip(&both).as_slice(), &options, &|_| {});
+    assert_eq!(stream.unwrap().len(), 2);
+
+    // By skopeo, which reads it as either format, and by umoci.
+    std::fs::write(&saved, save(&names[..1])).unwrap();
+    let place = saved.display();
+    for source in [
+        format!("oci-archive:{place}"),
+        format!("docker-archive:{place}"),
+    ] {
+        let copy = directory.path().join(source.split(':').next().unwrap());
+        let target = format!("oci:{}:copy", copy.display());
+        run("skopeo", &["skopeo", "copy", &source, &target]);
+        let again = import(&copy, Some("copy")).unwrap();
+        assert_eq!(again.layers(), original.layers());
+        assert_eq!(again.config(), original.config());
+        let bundle = copy.join("bundle");
+        let image = format!("{}:copy", copy.display());
+        let words = ["umoci", "unpack", "--rootless", "--image", &image];
+        run("umoci", &[&words[..], &[bundle.to_str().unwrap()]].concat());
+        let content = std::fs::read_to_string(bundle.join("rootfs/second")).unwrap();
+        assert_eq!(content, "second".repeat(1000));
+    }
+}
+
+#[test]
+fn what_docker_saves_is_loaded_with_all_its_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = format!("oci:{}", layout(directory.path()));
+    let archive = directory.path().join("docker.tar");
+    let place = format!("docker-archive:{}:demo:1", archive.display());
+    let more = ["--additional-tag", "docker.io/library/demo:latest"];
+    let words = ["skopeo", "copy", more[0], more[1], &source, &place];
+    run("skopeo", &words);
+    let store = Store::open(directory.path().join("store")).unwrap();
+    let options = PullOptions::default();
+    let loaded = store.load(&archive, &options, &|_| {}).unwrap();
+    assert_eq!(loaded.len(), 2);
+    assert_eq!(store.list().unwrap()[0].references().len(), 2);
+}
+
+#[test]
+fn a_damaged_layer_is_not_saved() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, names) = filled(directory.path());
+    let image = store.get(&names[0]).unwrap().unwrap();
+    let layer = image.files().pop().unwrap();
+    let mut bytes = std::fs::read(&layer).unwrap();
+    bytes[600] ^= 1;
+    std::fs::write(&layer, bytes).unwrap();
+    let error = store.save(&names, &mut std::io::sink()).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let missing = "none:1".parse().unwrap();
+    let error = store.save(&[missing], &mut std::io::sink()).unwrap_err();
+    assert!(matches!(error, Error::NotInStore { .. }), "{error}");
+}
+
+#[test]
+fn a_stream_without_end_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let mut options = PullOptions::default();
+    options.limits.image_bytes = 1 << 20;
+    let error = store.load_from(&mut std::io::repeat(0), &options, &|_| {});
+    assert!(matches!(error.unwrap_err(), Error::TooLarge { .. }));
+    let left = std::fs::read_dir(directory.path().join("blobs/tmp")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn what_nobody_needs_is_told_with_what_it_takes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, names) = filled(directory.path());
+    let unused = store.unused().unwrap();
+    assert_eq!(unused.images.len(), 1);
+    assert_eq!(unused.images[0].references().len(), 2);
+    let lease = unused.images[0].lease().unwrap();
+    assert!(store.unused().unwrap().images.is_empty());
+    drop(lease);
+    store.remove(&names[0]).unwrap();
+    let removed = store.remove(&names[1]).unwrap();
+    // What is written about an image is freed, too.
+    assert!(
+        unused.bytes > 0 && removed.bytes_freed >= unused.bytes,
+        "{removed:?}"
+    );
+    assert!(removed.bytes_freed < unused.bytes + 100_000, "{removed:?}");
+}
