@@ -5,24 +5,31 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod exec;
 mod host;
+mod image;
 mod life;
 mod snapshot;
+mod watch;
 
+pub(crate) use self::exec::BoundsArgs;
 pub(crate) use self::host::{
     CompletionArgs, CompletionCommand, InstallArgs, SelfArgs, SelfCommand, UninstallArgs,
 };
+pub(crate) use self::image::{ImageArgs, ImageCommand, PullArgs};
 pub(crate) use self::life::{
-    CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, NamesArgs, RestartArgs, RmArgs, ShellArgs,
-    StartArgs, StopArgs,
+    CpArgs, CreateArgs, ExecArgs, ListArgs, LogsArgs, LsArgs, NamesArgs, PsArgs, RestartArgs,
+    RmArgs, ShellArgs, StartArgs, StopArgs,
 };
 pub(crate) use self::snapshot::{ForkArgs, SnapshotArgs, SnapshotCommand};
+pub(crate) use self::watch::{EventKindArg, EventsArgs, MetricsArgs, TopArgs};
 use crate::size::parse_mebibytes;
 
 /// Run container images in microVMs: no server, no daemon, no root.
 #[derive(Debug, Parser)]
 #[command(
     name = "msb",
+    bin_name = "msb",
     version,
     propagate_version = true,
     subcommand_required = true,
@@ -92,7 +99,7 @@ Example:
     #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// List sandboxes that run
-    Ps(LsArgs),
+    Ps(PsArgs),
     /// Tell everything about sandboxes, as JSON
     #[command(after_help = "\
 Example:
@@ -100,9 +107,15 @@ Example:
     Inspect(NamesArgs),
     /// Print what the program of a detached sandbox wrote
     Logs(LogsArgs),
+    /// Tell what sandboxes use: processor, memory, disk, network
+    Metrics(MetricsArgs),
+    /// Tell what happens to sandboxes and in them, as it happens
+    Events(EventsArgs),
+    /// List the processes of a sandbox
+    Top(TopArgs),
     /// Fetch an image from a registry, or import it from an archive
     Pull(PullArgs),
-    /// List or remove images
+    /// List, show, remove, save and load images
     Image(ImageArgs),
     /// Check what a network policy does, without a sandbox
     Policy(PolicyArgs),
@@ -110,7 +123,11 @@ Example:
     #[command(after_help = "\
 Example:
   msb doctor")]
-    Doctor,
+    Doctor {
+        /// How to print it
+        #[arg(long, value_name = "FORMAT", default_value = "table")]
+        format: FormatArg,
+    },
     /// Make a command that opens a sandbox
     Install(Box<InstallArgs>),
     /// Remove commands that `msb install` made
@@ -130,7 +147,8 @@ Example:
 /// Arguments of `msb run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: the program's own; 125 msb failed, 126 not executable, 127 not found, 128+N ended by signal N.
+Exit codes: the program's own; 124 its --timeout was up, 125 msb failed, 126 not executable, 127 not found,
+128+N ended by signal N.
 
 Examples:
   msb run python:3.12 -- python3 -c \"print('hello')\"
@@ -142,10 +160,10 @@ Examples:
   msb run --net none --net-rule \"allow tcp 443 api.github.com\" --net-log - debian -- bash")]
 pub(crate) struct RunArgs {
     /// Name of the sandbox, which is kept when it ends unless --rm is given
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'n', long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Leave it running in the background, and print its name
-    #[arg(short = 'd', long, conflicts_with_all = ["interactive", "tty", "net_log"])]
+    #[arg(short = 'd', long, conflicts_with_all = ["interactive", "tty", "net_log", "timeout", "ulimit"])]
     pub(crate) detach: bool,
     /// Remove the sandbox when it ends
     #[arg(long)]
@@ -156,6 +174,8 @@ pub(crate) struct RunArgs {
     /// Give the program a terminal
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
     /// Go on from a snapshot instead of starting from an image; its settings are those of what was saved
@@ -372,61 +392,6 @@ pub(crate) enum EngineArg {
     Krun,
     /// QEMU, with or without it
     Qemu,
-}
-
-/// Arguments of `msb pull`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Examples:
-  msb pull python:3.12
-  msb pull --from ./image.tar localhost/app:1")]
-pub(crate) struct PullArgs {
-    /// Print nothing but errors
-    #[arg(short = 'q', long)]
-    pub(crate) quiet: bool,
-    /// Import from this OCI layout folder, OCI archive or docker archive instead
-    #[arg(long, value_name = "PATH")]
-    pub(crate) from: Option<PathBuf>,
-    /// Image reference
-    pub(crate) image: String,
-}
-
-/// Arguments of `msb image`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ImageArgs {
-    #[command(subcommand)]
-    pub(crate) command: ImageCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// List images
-    #[command(
-        visible_alias = "list",
-        after_help = "\
-Example:
-  msb image ls --format json"
-    )]
-    Ls {
-        /// How to print the list
-        #[arg(long, value_name = "FORMAT", default_value = "table")]
-        format: FormatArg,
-    },
-    /// Remove images, and what only they needed
-    #[command(
-        visible_alias = "remove",
-        after_help = "\
-Example:
-  msb image rm python:3.12"
-    )]
-    Rm {
-        /// Also those that sandboxes which are stopped were made from: they cannot be started then
-        #[arg(short = 'f', long)]
-        force: bool,
-        /// Image references
-        #[arg(required = true)]
-        images: Vec<String>,
-    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -7,6 +7,7 @@
 mod args;
 mod commands;
 mod installed;
+mod meant;
 mod network;
 mod progress;
 mod sandbox;
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
+        Err(mut error) => {
+            meant::suggest(&mut error);
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { OWN_FAILURE } else { 0 });
         }
@@ -82,14 +84,17 @@ async fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Fork(fork) => commands::fork::run(fork).await,
         Command::Snapshot(snapshot) => commands::snapshot::run(snapshot).await,
         Command::Rm(rm) => commands::rm::run(rm).await,
-        Command::Ls(ls) => commands::ls::run(ls, true).await,
-        Command::Ps(ls) => commands::ls::run(ls, false).await,
+        Command::Ls(ls) => commands::ls::run(ls.list, true).await,
+        Command::Ps(ps) => commands::ls::run(ps.list, ps.all).await,
+        Command::Metrics(metrics) => commands::metrics::run(metrics).await,
+        Command::Events(events) => commands::events::run(events).await,
+        Command::Top(top) => commands::metrics::top(top).await,
         Command::Inspect(names) => commands::inspect::run(names).await,
         Command::Logs(logs) => commands::logs::run(logs).await,
         Command::Pull(pull) => commands::pull::run(pull).await,
         Command::Image(image) => commands::image::run(image).await,
         Command::Policy(policy) => commands::policy::run(policy),
-        Command::Doctor => commands::doctor::run().await,
+        Command::Doctor { format } => commands::doctor::run(format).await,
         Command::Install(install) => commands::install::run(&install),
         Command::Uninstall(names) => commands::uninstall::run(&names),
         Command::Schema => commands::schema::run(),

@@ -63,6 +63,7 @@ impl Session {
         if self.tty {
             options = options.tty(terminal::size());
         }
+        let program = options.program();
         let handle = tokio::select! {
             handle = sandbox.exec_with(options) => handle?,
             // There is no program yet to deal with it.
@@ -76,7 +77,7 @@ impl Session {
         if self.stdin {
             tokio::spawn(feed(handle.stdin()));
         }
-        let code = follow(handle, self.tty, signals).await;
+        let code = follow(handle, program, self.tty, signals).await;
         drop(raw);
         code
     }
@@ -85,6 +86,7 @@ impl Session {
 /// Passes output, signals and sizes on until the program has ended.
 async fn follow(
     mut handle: ExecHandle,
+    program: String,
     tty: bool,
     mut signals: mpsc::Receiver<u8>,
 ) -> Result<u8, Failure> {
@@ -104,6 +106,9 @@ async fn follow(
                     }
                 }
                 Some(ExecEvent::Exited(status)) => return Ok(status.code()),
+                Some(ExecEvent::TimedOut { after }) => {
+                    return Err(Error::TimedOut { program, after }.into());
+                }
                 Some(ExecEvent::Lost { reason }) => return Err(Error::Gone { reason }.into()),
                 Some(_) => {}
                 None => return Err(Error::Gone { reason: "the program's end was not reported".into() }.into()),

@@ -13,6 +13,12 @@ pub(crate) fn print(rows: &[Vec<String>], right: &[usize]) -> Result<(), Failure
     Ok(())
 }
 
+/// The same as one text.
+pub(crate) fn text(rows: &[Vec<String>], right: &[usize]) -> String {
+    let lines = lines(rows, right).into_iter();
+    lines.map(|line| line + "\n").collect()
+}
+
 fn lines(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();

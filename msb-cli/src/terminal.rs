@@ -1,6 +1,6 @@
 //! The user's terminal: lines, raw mode and size.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 
 use msb_sdk::TtySize;
 use rustix::stdio::{stdin, stdout};
@@ -56,14 +56,50 @@ pub(crate) fn say(line: &str) -> Result<(), Failure> {
     }
 }
 
+/// Passes text on at once; `false` when nobody reads it any more, for commands that go on
+/// until then.
+pub(crate) fn pass(text: &str) -> Result<bool, Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Usage {
+            message: format!("cannot write to standard output: {error}"),
+            hint: None,
+        }),
+    }
+}
+
 /// Prints a line on standard error; there is no place to complain about it.
 pub(crate) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Asks whether to go on; the hint is for whoever can't be asked.
+pub(crate) fn confirmed(hint: &str) -> Result<bool, Failure> {
+    let failure = |message: String, hint: Option<&str>| Failure::Usage {
+        message,
+        hint: hint.map(str::to_owned),
+    };
+    if !stdin_is_terminal() {
+        let message = "nobody can be asked: standard input is no terminal";
+        return Err(failure(message.into(), Some(hint)));
+    }
+    complain("Type yes to go on:");
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.map_err(|error| failure(format!("cannot read standard input: {error}"), None))?;
+    Ok(answer.trim() == "yes")
+}
+
 /// Whether standard input is a terminal.
 pub(crate) fn stdin_is_terminal() -> bool {
     std::io::stdin().is_terminal()
+}
+
+/// Whether standard output is a terminal.
+pub(crate) fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal()
 }
 
 /// Whether progress can be drawn.

@@ -490,6 +490,8 @@ pub(crate) fn await_ready(
                 FromSupervisor::Network { .. }
                 | FromSupervisor::Ports(_)
                 | FromSupervisor::Machine(_)
+                | FromSupervisor::Metrics(_)
+                | FromSupervisor::Life(_)
                 | FromSupervisor::Ended { .. } => {
                     return Err(protocol());
                 }

@@ -19,7 +19,9 @@ use msb_guest_agent::wire::{Frame, Kind, StreamId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::event::TimedLife;
 use crate::machine::{MachineAnswer, MachineRequest, Source};
+use crate::metrics::HostMetrics;
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 use crate::progress::VmStep;
 use crate::secret::Values;
@@ -41,6 +43,10 @@ pub(crate) enum ToSupervisor {
     Ports(PortRequest),
     /// Do something with the machine. Each is answered, in order.
     Machine(MachineRequest),
+    /// Tell what becomes of the sandbox and its programs: since the start, and from now on.
+    WatchLife,
+    /// Say what the host sees of what the sandbox uses. Each is answered, in order.
+    Metrics,
 }
 
 /// What to start: everything the supervisor needs to know.
@@ -76,10 +82,14 @@ pub(crate) enum FromSupervisor {
     },
     /// What the network did, once somebody asked: a line of its journal.
     Network { line: String },
+    /// What became of the sandbox or a program in it, once somebody asked.
+    Life(TimedLife),
     /// What came of the next request about ports.
     Ports(PortAnswer),
     /// What came of the next request about the machine.
     Machine(MachineAnswer),
+    /// What the host sees of what the sandbox uses.
+    Metrics(HostMetrics),
     /// The sandbox has ended and is cleaned up. Nothing follows.
     Ended {
         /// Why, in words.

@@ -233,7 +233,7 @@ pub enum Error {
         reason: ExecError,
     },
     /// The program did not end in its time, and was killed.
-    #[error("{program} did not end within {after:?} and was killed")]
+    #[error("{program} timed out after {after:?} and was killed")]
     TimedOut {
         /// The program's name as given.
         program: String,
@@ -264,6 +264,12 @@ pub enum Error {
         /// The most that is collected.
         max: usize,
     },
+    /// The guest did not answer in time.
+    #[error("the guest of {name} does not answer")]
+    NoAnswer {
+        /// The sandbox.
+        name: String,
+    },
     /// The sandbox ended while something waited for it.
     #[error("the sandbox ended: {reason}")]
     Gone {
@@ -293,6 +299,9 @@ impl Error {
             Self::NoSupervisor => {
                 "call msb_sdk::supervisor_hook() first thing in main, or install msb on PATH"
             }
+            Self::NoAnswer { name } => {
+                return Some(format!("see what it does: `msb ls`, `msb metrics {name}`"));
+            }
             Self::OutputTooLong { .. } => "read its output as it comes, with exec_with",
             Self::NoHome => "set MSB_HOME to a folder that you may write to",
             Self::Home { source, .. } => return home_hint(source),
@@ -307,6 +316,9 @@ impl Error {
             }
             Self::PortTaken { .. } => "name another port, or 0 for any that is free",
             Self::NotPublished { .. } => "Sandbox::ports tells which are",
+            Self::Image(msb_oci::Error::NotInStore { .. }) => {
+                "`msb image ls` lists those that there are, `msb pull` fetches others"
+            }
             Self::Image(error) => return error.hint(),
             Self::Network(source)
             | Self::PolicyRule { source, .. }
@@ -328,11 +340,13 @@ impl Error {
     }
 
     /// The exit code that container tools give this failure: 127 for a program
-    /// that is not there, 126 for one that can't be executed, 125 otherwise.
+    /// that is not there, 126 for one that can't be executed, 125 otherwise; and 124, as
+    /// `timeout(1)`, for one whose time was up.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Exec { reason, .. } => exec_exit_code(reason),
+            Self::TimedOut { .. } => 124,
             _ => 125,
         }
     }

@@ -101,16 +101,25 @@ impl ExecOptions {
     /// Bounds what the program and those that it starts use of a resource; see
     /// `getrlimit(2)`. `None` is no bound.
     #[must_use]
-    pub fn limit(mut self, resource: Resource, bound: Option<u64>) -> Self {
+    pub fn limit(self, resource: Resource, bound: Option<u64>) -> Self {
+        self.limits(resource, bound, bound)
+    }
+
+    /// As [`ExecOptions::limit`], with the bound that holds (`soft`) apart from the one up to
+    /// which the program may raise it (`hard`).
+    #[must_use]
+    pub fn limits(mut self, resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Self {
         self.request.limits.push(Limit {
             resource,
-            soft: bound,
-            hard: bound,
+            soft,
+            hard,
         });
         self
     }
 
-    fn program(&self) -> String {
+    /// The program's name, as it was given.
+    #[must_use]
+    pub fn program(&self) -> String {
         self.request
             .argv
             .first()

@@ -260,6 +260,14 @@ impl SandboxHandle {
         Ok(handle)
     }
 
+    /// One that may not be there.
+    pub(crate) fn named(home: &Home, name: &str) -> Self {
+        Self {
+            home: home.clone(),
+            name: name.to_owned(),
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -306,7 +314,7 @@ impl SandboxHandle {
     }
 
     /// A connection, for what does not need the image: it may be gone.
-    async fn link(&self) -> Result<Link, Error> {
+    pub(crate) async fn link(&self) -> Result<Link, Error> {
         let this = self.clone();
         Link::start(blocking(move || this.reach()).await?.socket)
     }

@@ -1,6 +1,9 @@
 //! The images of this host.
 
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+
+pub use msb_oci::Unused as UnusedImages;
 
 use msb_oci::{Credentials, Image, PullEvent, PullOptions, PullPolicy, Reference, Removed, Store};
 
@@ -75,6 +78,124 @@ impl Images {
             Ok(this
                 .store
                 .import(&path, Some(&reference), &PullOptions::default(), &progress)?)
+        })
+        .await
+    }
+
+    /// Takes all images of an archive under the names that it gives them: an OCI layout or what
+    /// `docker save` writes, as a tar, compressed or not.
+    ///
+    /// # Errors
+    /// As [`Images::import`], and when the archive names no image. Those that came before the
+    /// one that is refused stay.
+    pub async fn load(
+        &self,
+        path: &Path,
+        progress: impl Fn(PullEvent) + Send + Sync + 'static,
+    ) -> Result<Vec<Image>, Error> {
+        let (this, path) = (self.clone(), PathBuf::from(path));
+        let options = PullOptions::default();
+        blocking(move || Ok(this.store.load(&path, &options, &progress)?)).await
+    }
+
+    /// As [`Images::load`], from a stream such as a pipe, which is read on another thread.
+    ///
+    /// # Errors
+    /// As [`Images::load`], and when the stream can't be read to its end.
+    pub async fn load_from(
+        &self,
+        mut stream: impl Read + Send + 'static,
+        progress: impl Fn(PullEvent) + Send + Sync + 'static,
+    ) -> Result<Vec<Image>, Error> {
+        let this = self.clone();
+        let options = PullOptions::default();
+        blocking(move || Ok(this.store.load_from(&mut stream, &options, &progress)?)).await
+    }
+
+    /// Writes images as one archive: an OCI layout that docker loads, too. The configuration
+    /// of each is its own, its layers are not compressed.
+    ///
+    /// ```no_run
+    /// # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+    /// use msb_sdk::{Home, Images};
+    ///
+    /// let images = Images::open(&Home::from_env()?)?;
+    /// let file = std::fs::File::create("images.tar")?;
+    /// images.save(["python:3.12", "nginx"], file).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Image`] when there is no such image, it is damaged, or the archive can't be
+    /// written: what was written is of no use then.
+    pub async fn save<R: AsRef<str>>(
+        &self,
+        references: impl IntoIterator<Item = R>,
+        out: impl Write + Send + 'static,
+    ) -> Result<(), Error> {
+        let parsed = references.into_iter().map(|one| one.as_ref().parse());
+        let parsed: Result<Vec<Reference>, _> = parsed.collect();
+        let (this, references) = (self.clone(), parsed?);
+        blocking(move || {
+            let mut out = BufWriter::with_capacity(1 << 20, out);
+            Ok(this.store.save(&references, &mut out)?)
+        })
+        .await
+    }
+
+    /// Finds an image.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when there is none, or the store can't be read.
+    pub async fn get(&self, reference: &str) -> Result<Image, Error> {
+        let (this, reference) = (self.clone(), reference.to_owned());
+        blocking(move || {
+            let reference: Reference = reference.parse()?;
+            let found = this.store.get(&reference)?;
+            found.ok_or_else(|| {
+                let reference = reference.to_string();
+                msb_oci::Error::NotInStore { reference }.into()
+            })
+        })
+        .await
+    }
+
+    /// The images that no sandbox needs, running or kept, and what removing them frees.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the store can't be read.
+    pub async fn unused(&self) -> Result<UnusedImages, Error> {
+        let this = self.clone();
+        blocking(move || Ok(this.store.unused()?)).await
+    }
+
+    /// Removes the images that no sandbox needs. Returns the names that went and the bytes
+    /// that became free. One that somebody needs by now stays.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the store can't be read or written.
+    pub async fn prune(&self) -> Result<(Vec<Reference>, u64), Error> {
+        let this = self.clone();
+        blocking(move || {
+            let (mut gone, mut bytes) = (Vec::new(), 0);
+            for image in this.store.unused()?.images {
+                for reference in image.references() {
+                    match this.store.remove(reference) {
+                        Ok(removed) => {
+                            gone.push(reference.clone());
+                            bytes += removed.bytes_freed;
+                        }
+                        Err(
+                            msb_oci::Error::InUse { .. }
+                            | msb_oci::Error::Held { .. }
+                            | msb_oci::Error::NotInStore { .. },
+                        ) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            Ok((gone, bytes))
         })
         .await
     }

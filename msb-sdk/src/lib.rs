@@ -7,6 +7,8 @@
 //! | [`Sandbox`] | a running guest, and its [`SandboxBuilder`] |
 //! | [`SandboxHandle`] | a sandbox by its name, running or not |
 //! | [`ExecOptions`], [`ExecHandle`], [`Output`] | a program in the guest |
+//! | [`SandboxEvent`], [`SandboxEvents`], [`SandboxWatch`] | what happens to sandboxes |
+//! | [`Metrics`], [`MetricsStream`] | what a sandbox uses |
 //! | [`Fs`], [`FileReader`], [`FileWriter`], [`DirEntry`] | the guest's files |
 //! | [`NetworkPolicy`], [`NetworkEvents`] | what a guest may reach, and what came of it |
 //! | [`Secret`] | a value that a guest uses without having it |
@@ -35,6 +37,7 @@ mod builder;
 mod control;
 pub mod doctor;
 mod error;
+mod event;
 mod exec;
 mod fs;
 mod handle;
@@ -43,6 +46,7 @@ mod image;
 mod link;
 mod logs;
 mod machine;
+mod metrics;
 mod network;
 mod patch;
 pub mod policy;
@@ -56,9 +60,11 @@ mod socket;
 mod spec;
 mod state;
 mod supervisor;
+mod watch;
 
 pub use builder::SandboxBuilder;
 pub use error::{Error, SecretProblem};
+pub use event::{Activity, LifeEvent, SandboxEvent, SandboxEvents};
 pub use exec::{ExecEvent, ExecHandle, ExecOptions, ExecStdin, Output};
 pub use fs::{
     CopyOptions, CopyReport, DirEntries, DirEntry, FileFault, FileMetadata, FileReader, FileWriter,
@@ -66,8 +72,11 @@ pub use fs::{
 };
 pub use handle::{ProgramStatus, SandboxHandle, SandboxStatus, Status};
 pub use home::{GuestBundle, Home};
-pub use image::Images;
+pub use image::{Images, UnusedImages};
 pub use logs::Logs;
+pub use metrics::{
+    GuestMetrics, HostMetrics, Metrics, MetricsStream, NetworkMetrics, ProcessMetrics,
+};
 pub use msb_guest_agent::message::{ExecError, ExitStatus, FileKind, Resource, Signal, TtySize};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
 pub use msb_vmm::{EngineKind, Isolation};
@@ -83,3 +92,4 @@ pub use secret::{Secret, SecretSource, SecretSpec};
 pub use snapshot::{SnapshotBuilder, SnapshotInfo, Snapshots};
 pub use spec::{SandboxSpec, TlsSpec};
 pub use supervisor::hook as supervisor_hook;
+pub use watch::SandboxWatch;

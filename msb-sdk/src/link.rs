@@ -19,12 +19,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::{self, FromSupervisor, ToSupervisor};
 use crate::error::Error;
+use crate::event::LifeWatcher;
 use crate::machine::{MachineAnswer, MachineRequest, Source};
+use crate::metrics::HostMetrics;
 use crate::network::{NetworkEvent, Watcher};
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 
 /// How much is read from the socket at once.
 const CHUNK: usize = 128 * 1024;
+
+/// Why a sandbox ended whose supervisor did not say so.
+pub(crate) const SUPERVISOR_KILLED: &str = "its supervisor was killed";
 
 /// How a sandbox ended.
 #[derive(Clone, Debug)]
@@ -83,8 +88,14 @@ pub(crate) enum Ask {
         request: MachineRequest,
         reply: oneshot::Sender<MachineAnswer>,
     },
+    /// What the host sees of what the sandbox uses.
+    Metrics {
+        reply: oneshot::Sender<HostMetrics>,
+    },
     /// Somebody wants to know what the network does.
     WatchNetwork(Watcher),
+    /// Somebody wants to know what becomes of the sandbox and its programs.
+    WatchLife(LifeWatcher),
     /// Let go of the socket once all streams are over.
     Release {
         reply: oneshot::Sender<()>,
@@ -128,8 +139,10 @@ impl Link {
                 release: None,
                 streams: HashMap::new(),
                 watchers: Vec::new(),
+                life_watchers: Vec::new(),
                 askers: VecDeque::new(),
                 machine_askers: VecDeque::new(),
+                metrics_askers: VecDeque::new(),
             };
             let how = task.run(read, write, inbox).await;
             end_sender.send_replace(Some(how));
@@ -180,6 +193,16 @@ impl Link {
         }
     }
 
+    /// Asks the supervisor what the host sees of what the sandbox uses.
+    pub(crate) async fn host_metrics(&self) -> Result<HostMetrics, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Metrics { reply });
+        match answer.await {
+            Ok(metrics) => Ok(metrics),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
     /// Lets go of the socket, for somebody else to talk on it, once all streams are over.
     pub(crate) async fn release(&self) -> Result<(), Error> {
         let (reply, released) = oneshot::channel();
@@ -188,6 +211,11 @@ impl Link {
             Ok(()) => Ok(()),
             Err(_) => Err(self.gone().await),
         }
+    }
+
+    /// Tells of the end, without being a handle.
+    pub(crate) fn end(&self) -> watch::Receiver<Option<End>> {
+        self.end.clone()
     }
 
     /// Waits until the sandbox has ended.
@@ -227,10 +255,13 @@ struct Task {
     release: Option<oneshot::Sender<()>>,
     streams: HashMap<StreamId, Stream>,
     watchers: Vec<Watcher>,
+    life_watchers: Vec<LifeWatcher>,
     /// Who asked about ports: they are answered in this order.
     askers: VecDeque<oneshot::Sender<PortAnswer>>,
     /// Who asked about the machine, likewise.
     machine_askers: VecDeque<oneshot::Sender<MachineAnswer>>,
+    /// Who asked for metrics, likewise.
+    metrics_askers: VecDeque<oneshot::Sender<HostMetrics>>,
 }
 
 impl Task {
@@ -263,7 +294,7 @@ impl Task {
             tokio::select! {
                 count = read.read_buf(decoder.buffer_mut()) => {
                     if !matches!(count, Ok(1..)) {
-                        return lost("its supervisor was killed");
+                        return lost(SUPERVISOR_KILLED);
                     }
                     while let Some(frame) = match decoder.next_frame() {
                         Ok(frame) => frame,
@@ -306,6 +337,10 @@ impl Task {
                     self.watchers.retain(|watcher| watcher.tell(event.clone()));
                 }
             }
+            FromSupervisor::Life(event) => {
+                self.life_watchers
+                    .retain(|watcher| watcher.tell(event.clone()));
+            }
             FromSupervisor::Ports(answer) => {
                 if let Some(asker) = self.askers.pop_front() {
                     // Whoever gave up asking does not want to know.
@@ -315,6 +350,11 @@ impl Task {
             FromSupervisor::Machine(answer) => {
                 if let Some(asker) = self.machine_askers.pop_front() {
                     let _ = asker.send(answer);
+                }
+            }
+            FromSupervisor::Metrics(metrics) => {
+                if let Some(asker) = self.metrics_askers.pop_front() {
+                    let _ = asker.send(metrics);
                 }
             }
             _ => {}
@@ -412,6 +452,14 @@ impl Task {
             Ask::Machine { request, reply } => {
                 self.machine_askers.push_back(reply);
                 self.tell(&ToSupervisor::Machine(request));
+            }
+            Ask::Metrics { reply } => {
+                self.metrics_askers.push_back(reply);
+                self.tell(&ToSupervisor::Metrics);
+            }
+            Ask::WatchLife(watcher) => {
+                self.life_watchers.push(watcher);
+                self.tell(&ToSupervisor::WatchLife);
             }
             Ask::WatchNetwork(watcher) => {
                 self.watchers.push(watcher);

@@ -25,7 +25,7 @@ use crate::spec::SandboxSpec;
 const VERSION: u32 = 1;
 
 const RECORD: &str = "sandbox.json";
-const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
 
 /// The longest file that is read, in bytes: a block list of a million names and more.
 const MAX_FILE: u64 = 64 << 20;

@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-const NAME: &str = "control";
+/// Its name in the folder.
+pub(crate) const NAME: &str = "control";
 
 fn short(dir: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{NAME}", dir.as_raw_fd()))

@@ -18,7 +18,7 @@ Examples:
   msb install --list")]
 pub(crate) struct InstallArgs {
     /// Name of the command and its sandbox, instead of the image's
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'n', long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Make a new sandbox each time, and remove it at the end
     #[arg(long)]

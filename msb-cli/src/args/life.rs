@@ -1,6 +1,6 @@
 //! Arguments of the commands for sandboxes that live on.
 
-use super::{FormatArg, NetworkArgs, SandboxArgs};
+use super::{BoundsArgs, FormatArg, NetworkArgs, SandboxArgs};
 
 /// Arguments of `msb create`.
 #[derive(Debug, clap::Args)]
@@ -13,7 +13,7 @@ Examples:
   msb shell dev")]
 pub(crate) struct CreateArgs {
     /// Name of the sandbox; one is made up when it is left out
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'n', long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
@@ -49,7 +49,8 @@ Exit codes: as for msb run.
 Examples:
   msb exec app -- python3 -c \"print(1)\"
   msb exec -it app bash
-  msb exec -u nobody -w /tmp -e MODE=test app -- env")]
+  msb exec -u nobody -w /tmp -e MODE=test app -- env
+  msb exec --timeout 30s --ulimit nofile=256 app -- make test")]
 pub(crate) struct ExecArgs {
     /// Pass standard input on even when it is a terminal
     #[arg(short = 'i', long)]
@@ -66,6 +67,8 @@ pub(crate) struct ExecArgs {
     /// User in the guest: a name or id, optionally with :GROUP
     #[arg(short = 'u', long, value_name = "USER")]
     pub(crate) user: Option<String>,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
     /// Start the sandbox if it does not run, and make it from this file if there is none
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) file: Option<std::path::PathBuf>,
@@ -177,12 +180,37 @@ pub(crate) struct RmArgs {
     pub(crate) names: Vec<String>,
 }
 
-/// Arguments of `msb ls` and `msb ps`.
+/// Arguments of `msb ps`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Processes of a sandbox are listed by `msb top`.
+
+Example:
+  msb ps -a")]
+pub(crate) struct PsArgs {
+    /// Also list those that do not run, as `msb ls` does
+    #[arg(short = 'a', long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+/// Arguments of `msb ls`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   msb ls --format json")]
 pub(crate) struct LsArgs {
+    /// As without it; container tools list only what runs when it is missing
+    #[arg(short = 'a', long, hide = true)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+/// How sandboxes are listed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
     /// Print names only
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,

@@ -25,6 +25,7 @@ pub(crate) async fn run(args: ExecArgs) -> Result<u8, Failure> {
     if let Some(user) = args.user {
         options = options.user(user);
     }
+    options = args.bounds.apply(options);
     let session = Session::new(args.interactive, args.tty)?;
     let sandbox = sandbox::open(&args.name, args.file.as_deref()).await?;
     session.run(&sandbox, options, forwarded_signals()).await

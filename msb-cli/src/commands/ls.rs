@@ -3,12 +3,12 @@
 use msb_sdk::{Sandbox, SandboxStatus, Status};
 
 use super::inspect::describe;
-use crate::args::{FormatArg, LsArgs};
+use crate::args::{FormatArg, ListArgs};
 use crate::table::{self, age};
 use crate::{Failure, terminal};
 
 /// Lists all sandboxes, or those that run.
-pub(crate) async fn run(args: LsArgs, all: bool) -> Result<u8, Failure> {
+pub(crate) async fn run(args: ListArgs, all: bool) -> Result<u8, Failure> {
     let mut sandboxes = Sandbox::list().await?;
     if !all {
         sandboxes.retain(|sandbox| sandbox.status != Status::Stopped);

@@ -1,7 +1,7 @@
 //! `msb self`: msb goes, with what it made.
 
 use std::fs;
-use std::io::{self, BufRead};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use msb_sdk::{Error, Home, Sandbox, SandboxStatus, Status};
@@ -29,7 +29,7 @@ pub(crate) async fn run(args: SelfArgs) -> Result<u8, Failure> {
     let SelfCommand::Uninstall { yes } = args.command;
     let plan = Plan::new().await?;
     plan.tell()?;
-    if !yes && !confirmed()? {
+    if !yes && !terminal::confirmed("to remove it all the same: `msb self uninstall --yes`")? {
         terminal::complain("nothing was removed");
         return Ok(1);
     }
@@ -132,19 +132,4 @@ async fn remove(home: &Home, sandbox: &SandboxStatus) -> Result<(), Failure> {
     };
     handle.kill().await.or_else(gone)?;
     handle.remove().await.or_else(gone)
-}
-
-/// Asks on the terminal.
-fn confirmed() -> Result<bool, Failure> {
-    if !terminal::stdin_is_terminal() {
-        return Err(Failure::Usage {
-            message: "nobody can be asked: standard input is no terminal".into(),
-            hint: Some("to remove it all the same: `msb self uninstall --yes`".into()),
-        });
-    }
-    terminal::complain("Type yes to go on:");
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    read.map_err(|error| failed("read", Path::new("standard input"), &error))?;
-    Ok(answer.trim() == "yes")
 }

@@ -43,7 +43,7 @@ pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
         tell_ports(&sandbox);
     }
     let log = log.map(|log| tokio::spawn(log.follow(sandbox.network_events())));
-    let options = ExecOptions::new(program, words);
+    let options = args.bounds.apply(ExecOptions::new(program, words));
     let result = session.run(&sandbox, options, signals).await;
     let ended = sandbox.kill().await;
     if let Some(log) = log {

@@ -63,7 +63,10 @@ pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
         None => sandbox.image_command(),
     };
     let result = match options {
-        Ok(options) => session.run(&sandbox, options, signals).await,
+        Ok(options) => {
+            let options = args.bounds.apply(options);
+            session.run(&sandbox, options, signals).await
+        }
         Err(error) => Err(error.into()),
     };
     // Nothing of a sandbox that is not kept needs to be flushed.

@@ -21,3 +21,4 @@ mod secrets;
 mod state;
 mod surface;
 mod terminal;
+mod watching;

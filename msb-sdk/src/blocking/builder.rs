@@ -7,7 +7,8 @@ use super::sandbox::Sandbox;
 use super::wait;
 use crate::error::Error;
 use crate::{
-    EngineKind, Home, Isolation, NetworkLimits, NetworkPolicy, Patch, Progress, PullPolicy, Secret,
+    EngineKind, Home, Isolation, NetworkLimits, NetworkPolicy, Patch, Progress, PullPolicy,
+    SandboxSpec, Secret,
 };
 
 /// Describes a sandbox; see [`SandboxBuilder`](crate::SandboxBuilder), from which it can also
@@ -24,19 +25,9 @@ impl From<crate::SandboxBuilder> for SandboxBuilder {
     }
 }
 
-macro_rules! settings {
-    ($($name:ident($($arg:ident: $kind:ty),+);)+) => {
-        $(
-            #[doc = concat!("See [`SandboxBuilder::", stringify!($name), "`](crate::SandboxBuilder::", stringify!($name), ").")]
-            pub fn $name(self, $($arg: $kind),+) -> Self {
-                self.inner.$name($($arg),+).into()
-            }
-        )+
-    };
-}
-
 impl SandboxBuilder {
-    settings! {
+    super::settings! {
+        SandboxBuilder:
         image(reference: impl Into<String>);
         cpus(count: u8);
         memory_mib(mib: u32);
@@ -58,12 +49,33 @@ impl SandboxBuilder {
         min_isolation(level: Isolation);
         engine(engine: EngineKind);
         home(home: Home);
+        capture(file: impl Into<PathBuf>);
+        keep(keep: bool);
         on_progress(callback: impl Fn(Progress) + Send + Sync + 'static);
     }
 
     /// See [`SandboxBuilder::tls_intercept_all`](crate::SandboxBuilder::tls_intercept_all).
     pub fn tls_intercept_all(self) -> Self {
         self.inner.tls_intercept_all().into()
+    }
+
+    /// See [`SandboxBuilder::command`](crate::SandboxBuilder::command).
+    pub fn command<W: Into<String>>(self, words: impl IntoIterator<Item = W>) -> Self {
+        self.inner.command(words).into()
+    }
+
+    /// What has been described so far.
+    #[must_use]
+    pub fn spec(&self) -> &SandboxSpec {
+        self.inner.spec()
+    }
+
+    /// As [`SandboxBuilder::create`], of a sandbox that lives on.
+    ///
+    /// # Errors
+    /// As [`SandboxBuilder::create_detached`](crate::SandboxBuilder::create_detached).
+    pub fn create_detached(self) -> Result<Sandbox, Error> {
+        wait(self.inner.create_detached()).map(Sandbox::from)
     }
 
     /// Fetches the image if need be, starts the sandbox, and returns when programs can be run

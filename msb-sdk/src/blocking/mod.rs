@@ -25,6 +25,7 @@
 mod builder;
 mod exec;
 mod fs;
+mod handle;
 mod image;
 mod sandbox;
 
@@ -37,8 +38,9 @@ use tokio::runtime::{Builder, Runtime};
 pub use builder::SandboxBuilder;
 pub use exec::{ExecHandle, ExecStdin};
 pub use fs::{DirEntries, FileReader, FileWriter, Fs};
+pub use handle::{Logs, SandboxHandle, SnapshotBuilder};
 pub use image::Images;
-pub use sandbox::{NetworkEvents, Sandbox};
+pub use sandbox::{MetricsStream, NetworkEvents, Sandbox, SandboxEvents, SandboxWatch};
 
 use crate::error::Error;
 
@@ -80,3 +82,19 @@ macro_rules! waiting {
     };
 }
 use waiting;
+
+/// Methods of a builder that do what those of the wrapped one do.
+macro_rules! settings {
+    ($builder:ident: $($name:ident($($arg:ident: $kind:ty),+);)+) => {
+        $(
+            #[doc = concat!(
+                "See [`", stringify!($builder), "::", stringify!($name), "`](crate::",
+                stringify!($builder), "::", stringify!($name), ").",
+            )]
+            pub fn $name(self, $($arg: $kind),+) -> Self {
+                self.inner.$name($($arg),+).into()
+            }
+        )+
+    };
+}
+use settings;

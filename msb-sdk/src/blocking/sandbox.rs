@@ -1,13 +1,17 @@
 //! A running sandbox.
 
 use std::ffi::OsString;
+use std::time::{Duration, SystemTime};
 
 use super::builder::SandboxBuilder;
 use super::exec::ExecHandle;
 use super::fs::Fs;
 use super::{runtime, wait, waiting};
 use crate::error::Error;
-use crate::{ExecOptions, Image, NetworkEvent, Output, PublishedPort, SandboxSpec, StartReport};
+use crate::{
+    ExecOptions, Home, Image, Metrics, NetworkEvent, Output, ProcessMetrics, PublishedPort,
+    SandboxEvent, SandboxSpec, StartReport,
+};
 
 /// A guest that runs; see [`Sandbox`](crate::Sandbox). It ends when this is dropped.
 #[derive(Debug)]
@@ -25,6 +29,16 @@ impl Sandbox {
     /// Describes a sandbox.
     pub fn builder(name: impl Into<String>) -> SandboxBuilder {
         crate::Sandbox::builder(name).into()
+    }
+
+    pub(super) fn inner(&self) -> &crate::Sandbox {
+        &self.inner
+    }
+
+    /// Where its state lies.
+    #[must_use]
+    pub fn home(&self) -> &Home {
+        self.inner.home()
     }
 
     /// What it was made from.
@@ -100,12 +114,55 @@ impl Sandbox {
         /// # Errors
         /// As [`Sandbox::ports`](crate::Sandbox::ports).
         ports() -> Vec<PublishedPort>;
+        /// Holds the sandbox.
+        ///
+        /// # Errors
+        /// As [`Sandbox::pause`](crate::Sandbox::pause).
+        pause() -> ();
+        /// Lets it go on.
+        ///
+        /// # Errors
+        /// As [`Sandbox::resume`](crate::Sandbox::resume).
+        resume() -> ();
+        /// Saves it while it runs.
+        ///
+        /// # Errors
+        /// As [`Sandbox::snapshot`](crate::Sandbox::snapshot).
+        snapshot(name: impl Into<String>) -> ();
+        /// What the sandbox uses now.
+        ///
+        /// # Errors
+        /// As [`Sandbox::metrics`](crate::Sandbox::metrics).
+        metrics() -> Metrics;
+        /// The processes of the guest.
+        ///
+        /// # Errors
+        /// As [`Sandbox::processes`](crate::Sandbox::processes).
+        processes() -> Vec<ProcessMetrics>;
     }
 
     /// The sandbox's files.
     #[must_use]
     pub fn fs(&self) -> Fs {
         self.inner.fs().into()
+    }
+
+    /// Samples now and after each `interval`; see
+    /// [`Sandbox::metrics_stream`](crate::Sandbox::metrics_stream).
+    ///
+    /// # Errors
+    /// [`Error::Supervisor`] when no thread can be had to wait with.
+    pub fn metrics_stream(&self, interval: Duration) -> Result<MetricsStream<'_>, Error> {
+        let inner = wait(async { Ok(self.inner.metrics_stream(interval)) })?;
+        Ok(MetricsStream { inner })
+    }
+
+    /// What happens to the sandbox and in it.
+    #[must_use]
+    pub fn events(&self) -> SandboxEvents {
+        SandboxEvents {
+            inner: self.inner.events(),
+        }
     }
 
     /// What the network decides and does.
@@ -132,6 +189,14 @@ impl Sandbox {
         wait(self.inner.stop_and_wait())
     }
 
+    /// As [`Sandbox::stop_and_wait`]; programs have `grace` to end themselves.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop_within`](crate::Sandbox::stop_within).
+    pub fn stop_within(self, grace: Duration) -> Result<(), Error> {
+        wait(self.inner.stop_within(grace))
+    }
+
     /// Ends the guest at once. Returns when nothing is left of it.
     ///
     /// # Errors
@@ -149,6 +214,24 @@ impl Sandbox {
     }
 }
 
+/// Samples of a sandbox; see [`MetricsStream`](crate::MetricsStream).
+#[derive(Debug)]
+pub struct MetricsStream<'a> {
+    inner: crate::MetricsStream<'a>,
+}
+
+impl MetricsStream<'_> {
+    /// Waits for the next sample.
+    ///
+    /// # Errors
+    /// As [`MetricsStream::next`](crate::MetricsStream::next).
+    // Not that of an iterator: it ends with an error.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Metrics, Error> {
+        wait(self.inner.next())
+    }
+}
+
 /// What a sandbox's network does; see [`NetworkEvents`](crate::NetworkEvents).
 #[derive(Debug)]
 pub struct NetworkEvents {
@@ -160,6 +243,53 @@ impl Iterator for NetworkEvents {
     type Item = NetworkEvent;
 
     fn next(&mut self) -> Option<NetworkEvent> {
+        runtime().ok()?.block_on(self.inner.recv())
+    }
+}
+
+/// What happens to a sandbox; see [`SandboxEvents`](crate::SandboxEvents).
+#[derive(Debug)]
+pub struct SandboxEvents {
+    inner: crate::SandboxEvents,
+}
+
+/// Ends with the sandbox.
+impl Iterator for SandboxEvents {
+    type Item = SandboxEvent;
+
+    fn next(&mut self) -> Option<SandboxEvent> {
+        runtime().ok()?.block_on(self.inner.recv())
+    }
+}
+
+/// What happens to all sandboxes; see [`SandboxWatch`](crate::SandboxWatch).
+#[derive(Debug)]
+pub struct SandboxWatch {
+    inner: crate::SandboxWatch,
+}
+
+impl Sandbox {
+    /// What happens from now on to all sandboxes.
+    ///
+    /// # Errors
+    /// As [`Sandbox::watch`](crate::Sandbox::watch).
+    pub fn watch() -> Result<SandboxWatch, Error> {
+        wait(crate::Sandbox::watch()).map(|inner| SandboxWatch { inner })
+    }
+
+    /// As [`Sandbox::watch`], in a home of the caller's choice, and since then.
+    ///
+    /// # Errors
+    /// As [`Sandbox::watch_in`](crate::Sandbox::watch_in).
+    pub fn watch_in(home: &Home, since: SystemTime) -> Result<SandboxWatch, Error> {
+        wait(crate::Sandbox::watch_in(home, since)).map(|inner| SandboxWatch { inner })
+    }
+}
+
+impl Iterator for SandboxWatch {
+    type Item = SandboxEvent;
+
+    fn next(&mut self) -> Option<SandboxEvent> {
         runtime().ok()?.block_on(self.inner.recv())
     }
 }

@@ -13,10 +13,13 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
 
+use super::execs::Execs;
 use super::journal::{Journal, Place};
+use super::meter::Meter;
 use super::relay::{CHUNK, End};
 use super::routes::{ClientId, Passed, Routes};
-use crate::control::{self, ToSupervisor};
+use crate::control::{self, FromSupervisor, ToSupervisor};
+use crate::event::{LifeEvent, TimedLife};
 use crate::machine::MachineRequest;
 use crate::port::PortRequest;
 
@@ -73,18 +76,28 @@ const ORPHAN_GRACE_MS: u32 = 2000;
 pub(super) struct Clients {
     state: Mutex<State>,
     asks: Asks,
+    /// Reads what the host sees of the sandbox.
+    meter: Meter,
     /// A client is gone.
     left: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     routes: Routes,
     clients: HashMap<ClientId, Client>,
-    journal: Journal,
+    journals: Journals,
+    execs: Execs,
     last: u64,
     /// The last word was said.
     closing: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+struct Journals {
+    network: Journal,
+    life: Journal,
 }
 
 #[derive(Debug, Default)]
@@ -92,16 +105,29 @@ struct Client {
     outbox: BytesMut,
     filled: Arc<Notify>,
     /// How far it has read what the network does, if it wants to know.
-    watches: Option<Place>,
+    network: Option<Place>,
+    /// How far it has read what becomes of the sandbox, likewise.
+    life: Option<Place>,
     /// Did not read.
     dropped: bool,
 }
 
 impl Clients {
-    pub(super) fn new(asks: Asks) -> Arc<Self> {
+    pub(super) fn new(asks: Asks, meter: Meter) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                routes: Routes::default(),
+                clients: HashMap::new(),
+                journals: Journals {
+                    network: Journal::of_network(),
+                    life: Journal::of_life(),
+                },
+                execs: Execs::default(),
+                last: 0,
+                closing: false,
+            }),
             asks,
+            meter,
             left: Notify::new(),
         })
     }
@@ -223,7 +249,14 @@ impl Clients {
     /// Passes frames of a client on, as far as they make sense.
     fn pass(&self, id: ClientId, frames: Vec<Frame>, out: &mut BytesMut) -> Result<(), String> {
         for frame in frames {
-            let passed = self.state().routes.take_from_client(id, frame);
+            let passed = {
+                let mut state = self.state();
+                let passed = state.routes.take_from_client(id, frame);
+                if let Ok(Passed::On(frame)) = &passed {
+                    state.execs.hear_client(frame);
+                }
+                passed
+            };
             match passed.map_err(|error| format!("broke the protocol: {error}"))? {
                 Passed::On(frame) => frame.encode(out),
                 Passed::Back(frame) => self.tell(id, |outbox| frame.encode(outbox)),
@@ -240,18 +273,34 @@ impl Clients {
                 let why = "stopped";
                 let _ = self.asks.stops.send(Stop { grace_ms, why }).await;
             }
-            ToSupervisor::Kill => drop(self.asks.ends.send(End::asked("killed")).await),
+            ToSupervisor::Kill => drop(self.asks.ends.send(End::killed()).await),
             ToSupervisor::Ports(request) => drop(self.asks.ports.send((id, request)).await),
             ToSupervisor::Machine(request) => {
                 drop(self.asks.machine.send((id, request)).await);
             }
+            ToSupervisor::Metrics => self.measure(id).await,
             ToSupervisor::WatchNetwork => {
                 if let Some(client) = self.state().clients.get_mut(&id) {
-                    client.watches.get_or_insert_default();
+                    client.network.get_or_insert_default();
+                    client.filled.notify_one();
+                }
+            }
+            ToSupervisor::WatchLife => {
+                if let Some(client) = self.state().clients.get_mut(&id) {
+                    client.life.get_or_insert_default();
                     client.filled.notify_one();
                 }
             }
         }
+    }
+
+    /// Answers what the host sees. On another thread: the kernel looks at every page for it.
+    async fn measure(&self, id: ClientId) {
+        let meter = self.meter.clone();
+        let read = tokio::task::spawn_blocking(move || meter.read()).await;
+        let answer = FromSupervisor::Metrics(read.unwrap_or_default());
+        let answer = control::encode(&answer);
+        self.tell(id, |outbox| outbox.extend_from_slice(&answer));
     }
 
     /// Writes what waits for a client, until it was told everything or does not listen.
@@ -262,17 +311,15 @@ impl Clients {
                 let mut state = self.state();
                 let State {
                     clients,
-                    journal,
+                    journals,
                     closing,
                     ..
                 } = &mut *state;
                 let Some(client) = clients.get_mut(&id).filter(|client| !client.dropped) else {
                     return;
                 };
-                if client.outbox.is_empty()
-                    && let Some(place) = &mut client.watches
-                {
-                    journal.read(place, &mut client.outbox);
+                if client.outbox.is_empty() {
+                    client.catch_up(journals);
                 }
                 if client.outbox.is_empty() && *closing {
                     return;
@@ -323,7 +370,16 @@ impl Clients {
     /// # Errors
     /// What is wrong with them.
     pub(super) fn deliver(&self, frame: Frame) -> Result<(), String> {
-        let passed = self.state().routes.take_from_agent(frame);
+        let passed = {
+            let mut state = self.state();
+            let life = state.execs.hear_agent(&frame);
+            let passed = state.routes.take_from_agent(frame);
+            // What makes no sense ends the sandbox.
+            if let (Some(event), Ok(_)) = (life, &passed) {
+                state.tell_life(TimedLife::now(event));
+            }
+            passed
+        };
         if let Some((client, frame)) = passed.map_err(|error| error.to_string())? {
             self.tell(client, |outbox| frame.encode(outbox));
         }
@@ -333,10 +389,20 @@ impl Clients {
     /// Tells everybody who wants to know what the network did.
     pub(super) fn add_event(&self, message: impl Into<Bytes>) {
         let mut state = self.state();
-        state.journal.add(message);
-        for client in state.clients.values().filter(|one| one.watches.is_some()) {
+        state.journals.network.add(message);
+        for client in state.clients.values().filter(|one| one.network.is_some()) {
             client.filled.notify_one();
         }
+    }
+
+    /// Tells everybody who wants to know what became of the sandbox.
+    pub(super) fn add_life(&self, event: LifeEvent) {
+        self.add_life_of(TimedLife::now(event));
+    }
+
+    /// As [`add_life`](Self::add_life), of a moment that has passed.
+    pub(super) fn add_life_of(&self, event: TimedLife) {
+        self.state().tell_life(event);
     }
 
     /// Tells everybody the last there is to say, behind what the network did; they are let go
@@ -345,16 +411,10 @@ impl Clients {
         let mut state = self.state();
         state.closing = true;
         let State {
-            clients, journal, ..
+            clients, journals, ..
         } = &mut *state;
         for client in clients.values_mut() {
-            while let Some(place) = client
-                .watches
-                .as_mut()
-                .filter(|place| journal.has_more(**place))
-            {
-                journal.read(place, &mut client.outbox);
-            }
+            while client.catch_up(journals) {}
             client.outbox.extend_from_slice(message);
             client.filled.notify_one();
         }
@@ -369,6 +429,37 @@ impl Clients {
             }
             left.await;
         }
+    }
+}
+
+impl State {
+    fn tell_life(&mut self, event: TimedLife) {
+        let message = control::encode(&FromSupervisor::Life(event));
+        self.journals.life.add(message);
+        for client in self.clients.values().filter(|one| one.life.is_some()) {
+            client.filled.notify_one();
+        }
+    }
+}
+
+impl Client {
+    /// Takes a piece of what it has not read of each journal that it reads; tells whether
+    /// there was any.
+    fn catch_up(&mut self, journals: &Journals) -> bool {
+        let Self {
+            outbox,
+            network,
+            life,
+            ..
+        } = self;
+        let mut more = false;
+        for (journal, place) in [(&journals.network, network), (&journals.life, life)] {
+            if let Some(place) = place.as_mut().filter(|place| journal.has_more(**place)) {
+                journal.read(place, outbox);
+                more = true;
+            }
+        }
+        more
     }
 }
 

@@ -1,6 +1,7 @@
-//! What the network did, for as many as want to know.
+//! What happened, for as many as want to know: what the network did, and what became of the
+//! sandbox and its programs.
 //!
-//! There is one list, which forgets its oldest events. Everybody who wants them has a place in
+//! There is a list of each, which forgets its oldest events. Everybody who wants them has a place in
 //! it and goes on from there at their own pace: a slow one misses some and is told how many,
 //! and stops neither the network nor anybody else.
 
@@ -9,6 +10,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use crate::control::{self, FromSupervisor};
+use crate::event::{LifeEvent, TimedLife};
 use crate::network::NetworkEvent;
 
 /// The most events that are kept: some minutes of a busy guest.
@@ -21,8 +23,10 @@ const MAX_BYTES: usize = 1 << 20;
 const PIECE: usize = 64 << 10;
 
 /// See the [module](self).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Journal {
+    /// Says how many are missing, as a message to clients.
+    lost: fn(u64) -> BytesMut,
     events: VecDeque<Bytes>,
     bytes: usize,
     /// How many were forgotten.
@@ -34,6 +38,31 @@ pub(super) struct Journal {
 pub(super) struct Place(u64);
 
 impl Journal {
+    /// For what the network does.
+    pub(super) fn of_network() -> Self {
+        Self::new(|count| {
+            let line = NetworkEvent::lost(count).json().to_owned();
+            control::encode(&FromSupervisor::Network { line })
+        })
+    }
+
+    /// For what becomes of the sandbox and its programs.
+    pub(super) fn of_life() -> Self {
+        Self::new(|count| {
+            let event = TimedLife::now(LifeEvent::Lost { count });
+            control::encode(&FromSupervisor::Life(event))
+        })
+    }
+
+    fn new(lost: fn(u64) -> BytesMut) -> Self {
+        Self {
+            lost,
+            events: VecDeque::new(),
+            bytes: 0,
+            forgotten: 0,
+        }
+    }
+
     /// Adds an event, which is a message to clients.
     pub(super) fn add(&mut self, message: impl Into<Bytes>) {
         let message = message.into();
@@ -56,9 +85,7 @@ impl Journal {
     /// Puts a piece of what was not read yet into `out`.
     pub(super) fn read(&self, place: &mut Place, out: &mut BytesMut) {
         if place.0 < self.forgotten {
-            let line = NetworkEvent::lost(self.forgotten - place.0);
-            let line = line.json().to_owned();
-            out.extend_from_slice(&control::encode(&FromSupervisor::Network { line }));
+            out.extend_from_slice(&(self.lost)(self.forgotten - place.0));
             place.0 = self.forgotten;
         }
         let read = usize::try_from(place.0 - self.forgotten).unwrap_or(usize::MAX);
@@ -106,7 +133,7 @@ mod tests {
 
     #[test]
     fn everybody_reads_everything_at_their_own_pace() {
-        let mut journal = Journal::default();
+        let mut journal = Journal::of_network();
         let (mut early, mut late) = (Place::default(), Place::default());
         for number in 0..2000 {
             journal.add(event(number));
@@ -123,7 +150,7 @@ mod tests {
 
     #[test]
     fn whoever_is_slow_is_told_how_many_are_missing() {
-        let mut journal = Journal::default();
+        let mut journal = Journal::of_network();
         let mut slow = Place::default();
         journal.add(event(0));
         all(&journal, &mut slow);
@@ -144,7 +171,7 @@ mod tests {
 
     #[test]
     fn long_events_take_no_more_room_than_short_ones() {
-        let mut journal = Journal::default();
+        let mut journal = Journal::of_network();
         for _ in 0..100 {
             journal.add(vec![0; 60_000]);
         }

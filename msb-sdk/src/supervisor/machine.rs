@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use super::clients::Clients;
 use super::routes::ClientId;
 use crate::control::{self, FromSupervisor};
+use crate::event::LifeEvent;
 use crate::machine::{MachineAnswer, MachineFailure, MachineRequest, Source};
 use crate::record::Phase;
 
@@ -172,7 +173,9 @@ impl Keeper {
                 Ok(None)
             }
             MachineRequest::Snapshot { name } => {
+                let snapshot = name.clone();
                 self.save(&self.snapshots.clone(), name, true, talk).await?;
+                talk.clients.add_life(LifeEvent::Snapshotted { snapshot });
                 Ok(None)
             }
             MachineRequest::Fork => {
@@ -183,6 +186,7 @@ impl Keeper {
                     let _ = Snapshots::new(&root).remove(&oldest);
                 }
                 self.save(&root, name.clone(), false, talk).await?;
+                talk.clients.add_life(LifeEvent::Forked);
                 Ok(Some(Source { root, name }))
             }
         }
@@ -361,7 +365,8 @@ mod tests {
         let (answers, answered) = mpsc::channel(4);
         let (_, stopping) = watch::channel(false);
         let (_, mut requests) = mpsc::channel(1);
-        let relay = super::super::relay::Relay::new().expect("a relay");
+        let relay = super::super::relay::Relay::new(super::super::meter::Meter::default())
+            .expect("a relay");
         let clients = relay.clients();
         let mut talk = Talk {
             clients,

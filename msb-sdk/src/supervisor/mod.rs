@@ -15,8 +15,10 @@
 
 mod clients;
 mod dial;
+mod execs;
 mod journal;
 mod machine;
+mod meter;
 mod network;
 mod patch;
 mod program;
@@ -46,6 +48,7 @@ use self::relay::{End, Relay, Resident, Sockets};
 use self::start::{Failure, Running};
 use crate::control::{self, FromSupervisor, Launch};
 use crate::error::Error;
+use crate::event::{LifeEvent, TimedLife};
 use crate::home::{self, Home};
 use crate::record::{Phase, State};
 use crate::secret::Values;
@@ -201,6 +204,10 @@ fn begin(
 ) -> Result<Begun, Failure> {
     let host = |error: Error| Failure::bug(&error.to_string());
     state.write(dir.path()).map_err(host)?;
+    let created = launch.0.fresh.then(|| {
+        let image = launch.0.spec.image.clone();
+        TimedLife::now(LifeEvent::Created { image })
+    });
     let listener = socket::listen(dir.path()).map_err(Failure::io)?;
     let running = start::start(launch, home, dir, &mut |step| {
         let _ = creator.write_all(&control::encode(&FromSupervisor::Progress(step)));
@@ -208,7 +215,12 @@ fn begin(
     state.phase = Phase::Running;
     state.ready = Some(running.ready.clone());
     state.write(dir.path()).map_err(host)?;
-    let relay = Relay::new().map_err(Failure::io)?;
+    let relay = Relay::new(running.meter(dir)).map_err(Failure::io)?;
+    if let Some(created) = created {
+        relay.clients().add_life_of(created);
+    }
+    let engine = running.ready.engine.clone();
+    relay.clients().add_life(LifeEvent::Started { engine });
     Ok(Begun {
         running,
         listener,
@@ -252,7 +264,14 @@ fn oversee(
         listener,
         agent,
     };
+    let clients = Arc::clone(relay.clients());
     let note = |phase| {
+        match phase {
+            Phase::Running => clients.add_life(LifeEvent::Resumed),
+            Phase::Paused => clients.add_life(LifeEvent::Paused),
+            Phase::Stopping => clients.add_life(LifeEvent::Stopping),
+            Phase::Starting | Phase::Stopped => {}
+        }
         let mut state = program::locked(&state);
         state.phase = phase;
         // It is for others to see, and the end comes all the same.

@@ -10,8 +10,8 @@ use msb_net::gateway::{Config, Mac};
 use msb_net::policy::Policy;
 use msb_net::publish::Publish;
 use msb_net::shell::{
-    Capture, Events, Interception, Link, Network, Options, Publication, host_addresses,
-    host_resolvers,
+    Capture, Events, Interception, Link, Network, Options, Publication, TrafficMeter,
+    host_addresses, host_resolvers,
 };
 use msb_vmm::{Card, TEMPLATE_MAC, Vm};
 use tokio::sync::mpsc;
@@ -179,6 +179,11 @@ impl Wire {
     /// Takes the clients that the guest refused, to be served in another way; once.
     pub(super) fn take_refused(&mut self) -> Option<mpsc::Receiver<dial::Client>> {
         self.refused.take()
+    }
+
+    /// What tells how much has crossed the link.
+    pub(super) fn traffic(&self) -> TrafficMeter {
+        self.network.traffic()
     }
 
     /// Offers the guest's ports on the host; says where it listens for each.

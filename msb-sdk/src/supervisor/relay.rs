@@ -31,9 +31,11 @@ use tokio::time::Instant;
 use super::clients::{Asks, Clients, Stop, Tie};
 use super::dial;
 use super::machine::{self, Keeper, Order, Talk};
+use super::meter::Meter;
 use super::network::Wire;
 use super::routes::ClientId;
 use crate::control::{self, FromSupervisor};
+use crate::event::LifeEvent;
 use crate::machine::MachineRequest;
 use crate::port::PortRequest;
 use crate::record::Phase;
@@ -57,6 +59,9 @@ const FLUSH_TIME: Duration = Duration::from_secs(10);
 /// How long clients may take over anything that they are told at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Why a sandbox ended that a client has killed.
+const KILLED: &str = "killed";
+
 /// Why the sandbox ended.
 #[derive(Clone, Debug)]
 pub(super) struct End {
@@ -79,6 +84,21 @@ impl End {
         Self {
             reason,
             asked: false,
+        }
+    }
+
+    /// That a client wants at once.
+    pub(super) fn killed() -> Self {
+        Self::asked(KILLED)
+    }
+
+    /// The last event of the sandbox's life.
+    fn life(&self) -> LifeEvent {
+        let reason = control::cut(self.reason.clone());
+        match self.asked {
+            true if reason == KILLED => LifeEvent::Killed,
+            true => LifeEvent::Stopped { reason },
+            false => LifeEvent::Failed { reason },
         }
     }
 }
@@ -119,7 +139,7 @@ struct Asked {
 }
 
 impl Relay {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(meter: Meter) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -137,7 +157,7 @@ impl Relay {
         };
         Ok(Self {
             runtime,
-            clients: Clients::new(asks),
+            clients: Clients::new(asks, meter),
             asked: Asked {
                 ends: ends_asked,
                 stops: stops_asked,
@@ -219,8 +239,8 @@ impl Relay {
         Ok(end_machine(&keeper, end))
     }
 
-    #[cfg(test)]
-    pub(super) fn clients(&self) -> &Clients {
+    /// Everybody who is told what happens.
+    pub(super) fn clients(&self) -> &Arc<Clients> {
         &self.clients
     }
 
@@ -233,6 +253,7 @@ impl Relay {
         for event in events {
             self.clients.add_event(event);
         }
+        self.clients.add_life(end.life());
         self.clients.close(&last);
         let gone = async { tokio::time::timeout(LAST_WORDS, self.clients.gone()).await };
         let _ = self.runtime.block_on(gone);

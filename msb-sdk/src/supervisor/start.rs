@@ -20,6 +20,7 @@ use msb_vmm::{
 };
 
 use super::machine::{Keeper, wall_clock_ns};
+use super::meter::Meter;
 use super::network::{Wire, Wiring};
 use super::{patch, restore, template};
 use crate::control::{Launch, Ready};
@@ -32,6 +33,9 @@ use crate::state::SandboxDir;
 
 /// The console port that is the agent link.
 const AGENT_PORT: &str = "msb.agent";
+
+/// The sandbox's own disk, in its folder.
+const DISK: &str = "disk";
 
 /// Longer than any guest needs, even on a loaded host under emulation; a guest
 /// that hangs is given up.
@@ -47,6 +51,18 @@ pub(super) struct Running {
     pub(super) lease: Lease,
     /// The program that the supervisor runs in it.
     pub(super) command: Option<Vec<String>>,
+}
+
+impl Running {
+    /// What reads what the host sees of it.
+    pub(super) fn meter(&self, dir: &SandboxDir) -> Meter {
+        let disk = dir.path().join(DISK);
+        Meter {
+            vmm: self.ready.vmm_pid,
+            disk: disk.exists().then_some(disk),
+            traffic: self.wire.traffic(),
+        }
+    }
 }
 
 /// Why there is none, in words for the user.
@@ -228,7 +244,7 @@ fn machine(
     };
     let mut disks = vec![root];
     if let Some(mib) = launch.spec.disk_mib {
-        let path = dir.path().join("disk");
+        let path = dir.path().join(DISK);
         // That of a sandbox that was stopped is taken up again.
         match snapshot {
             Some(snapshot) => restore::copy_disk(snapshot, &path)?,

@@ -1,9 +1,10 @@
 //! The same names for programs without a runtime.
 
 use std::io::{Read, Write};
+use std::time::{Duration, SystemTime};
 
-use msb_sdk::blocking::{Images, SandboxBuilder};
-use msb_sdk::{ExecEvent, ExecOptions};
+use msb_sdk::blocking::{Images, Sandbox, SandboxBuilder, SandboxHandle};
+use msb_sdk::{ExecEvent, ExecOptions, Status};
 
 use crate::lab;
 
@@ -22,6 +23,14 @@ fn without_runtime(builder: SandboxBuilder) -> anyhow::Result<()> {
         .create()?;
     assert_eq!(sandbox.shell("hello")?.stdout()?, "hi test\n");
     assert_eq!(sandbox.exec("echo", ["a b"])?.stdout()?, "a b\n");
+
+    let mut samples = sandbox.metrics_stream(Duration::from_millis(50))?;
+    assert!(samples.next()?.guest.is_some());
+    assert!(samples.next()?.cpu_percent.is_some());
+    assert!(sandbox.metrics()?.host.memory_resident > 0);
+    let mut events = sandbox.events();
+    let first = events.next().expect("it was made");
+    assert!(first.json().contains("\"created\""), "{first}");
 
     let fs = sandbox.fs();
     let mut writer = fs.open_write("/tmp/file")?;
@@ -47,5 +56,45 @@ fn without_runtime(builder: SandboxBuilder) -> anyhow::Result<()> {
     assert_eq!(run.recv(), Some(ExecEvent::Stdout("typed".into())));
     assert!(run.wait()?.success());
     sandbox.stop_and_wait()?;
+    Ok(())
+}
+
+/// Whole lives, by name.
+pub(crate) async fn sandboxes_live_on() -> anyhow::Result<()> {
+    let builder = lab::builder(lab::BUSYBOX).await?;
+    let thread = std::thread::spawn(move || lives(builder.into()));
+    thread.join().expect("no panic")
+}
+
+fn lives(builder: SandboxBuilder) -> anyhow::Result<()> {
+    let home = lab::home();
+    let watch = Sandbox::watch_in(&home, SystemTime::now())?;
+    let command = ["sh", "-c", "echo begun; exec sleep 1000"];
+    let sandbox = builder.command(command).create_detached()?;
+    let name = sandbox.spec().name.clone();
+    let _removed = lab::LivesOn(name.clone());
+    let handle = SandboxHandle::find(&home, &name)?;
+    assert_eq!(handle.status()?.status, Status::Running);
+    let mut logs = handle.logs();
+    while logs.read()? != b"begun\n" {
+        logs.changed()?;
+    }
+    sandbox.pause()?;
+    assert_eq!(handle.status()?.status, Status::Paused);
+    sandbox.resume()?;
+    let forks = sandbox.fork(1)?;
+    assert_eq!(forks[0].exec("echo", ["fork"])?.stdout()?, "fork\n");
+    drop((sandbox, forks));
+    handle.stop_within(Duration::from_millis(100))?;
+    assert!(Sandbox::list_in(&home)?.iter().any(|one| one.name == name));
+    let again = handle.start()?;
+    assert!(handle.connect()?.exec("true", [""; 0])?.status().success());
+    drop(again);
+    handle.kill()?;
+    handle.remove()?;
+    let mut own = watch.filter(|event| event.sandbox == name);
+    let first = own.next().expect("it was made");
+    assert!(first.json().contains("\"created\""), "{first}");
+    assert!(own.any(|event| event.json().contains("\"removed\"")));
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use msb_sdk::{Home, Images, Sandbox, SandboxBuilder};
+use msb_sdk::{Home, Images, Sandbox, SandboxBuilder, SandboxHandle};
 
 /// The small image's name.
 pub(crate) const BUSYBOX: &str = "localhost/busybox:test";
@@ -60,6 +60,30 @@ pub(crate) async fn builder(image: &str) -> anyhow::Result<SandboxBuilder> {
         NEXT.fetch_add(1, Ordering::Relaxed)
     );
     Ok(Sandbox::builder(name).image(image).home(home()).cpus(1))
+}
+
+/// A sandbox that lives on: removed at the end of its test, also when that failed.
+pub(crate) struct LivesOn(pub(crate) String);
+
+impl Drop for LivesOn {
+    fn drop(&mut self) {
+        let name = std::mem::take(&mut self.0);
+        // Not in the test's own runtime, which is busy with this.
+        let removing = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let handle = SandboxHandle::find(&home(), &name).await?;
+                // One that does not run needs no end.
+                let _ = handle.kill().await;
+                handle.remove().await?;
+                anyhow::Ok(())
+            })
+        });
+        // Usually it is removed already.
+        let _ = removing.join();
+    }
 }
 
 /// Starts a sandbox of the small image.

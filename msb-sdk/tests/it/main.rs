@@ -15,6 +15,9 @@ mod lab;
 mod patches;
 mod program;
 mod trees;
+mod watching;
+#[path = "../../examples/worker.rs"]
+mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -37,7 +40,7 @@ macro_rules! tests {
 
 tests! {
     #[cfg(feature = "blocking")]
-    blocking: the_same_names_wait;
+    blocking: the_same_names_wait, sandboxes_live_on;
     embedding: a_program_outside_of_the_workspace_needs_no_msb;
     exec: programs_have_input_limits_and_time, a_realtime_task_leaves_the_rest_some_time,
         a_shell_is_the_images;
@@ -48,13 +51,21 @@ tests! {
         an_engine_that_cannot_says_so, the_guide_to_snapshots_holds;
     guide: the_guide_to_files_holds;
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
-    program: the_program_that_people_write;
+    program: the_program_that_people_write, the_example_runs_as_it_stands;
     trees: a_tree_goes_in_and_comes_out, a_hostile_tree_stays_in_its_place,
         a_copy_that_is_too_large_is_removed;
+    watching: a_load_changes_the_figures, a_paused_sandbox_has_the_hosts_figures_only,
+        a_life_is_told_of;
 }
 
 fn main() -> ExitCode {
     msb_sdk::supervisor_hook();
+    if std::env::var_os(program::WORKER).is_some() {
+        return match worker::main() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => panic!("{error}"),
+        };
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
     let ignored = has("--ignored");

@@ -1,8 +1,13 @@
 //! The program that the documentation begins with, on an image that needs no network.
 
-use msb_sdk::{ExecEvent, NetworkPolicy, Patch};
+use std::process::Command;
+
+use msb_sdk::{ExecEvent, Home, Images, NetworkPolicy, Patch};
 
 use crate::lab;
+
+/// Makes the test program the example `worker`.
+pub(crate) const WORKER: &str = "MSB_IT_WORKER";
 
 pub(crate) async fn the_program_that_people_write() -> anyhow::Result<()> {
     let sandbox = lab::builder(lab::PYTHON)
@@ -57,5 +62,46 @@ pub(crate) async fn the_program_that_people_write() -> anyhow::Result<()> {
         (&b"epoch\n"[..], &b"loss\n"[..], Some(4))
     );
     sandbox.stop_and_wait().await?;
+    Ok(())
+}
+
+/// As it stands, but for the image: in a namespace where port 8080 is free, and in which there
+/// is no network, so that its script fails.
+pub(crate) async fn the_example_runs_as_it_stands() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let home = Home::at(dir.path().join("home"))?;
+    let from = lab::prepared("MSB_TEST_IMAGES").join("python");
+    Images::open(&home)?
+        .import(&from, lab::PYTHON, |_| {})
+        .await?;
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--map-root-user", "--net", "sh", "-c"])
+        .arg("ip link set lo up && exec \"$@\"")
+        .arg("sh")
+        .arg(std::env::current_exe()?)
+        .arg(lab::PYTHON);
+    let run = unshare
+        .env(WORKER, "1")
+        .env("OPENAI_API_KEY", "sk-a-value-that-nobody-sees")
+        .env("MSB_HOME", home.path())
+        .env("MSB_GUEST", lab::prepared("MSB_GUEST"))
+        .output()?;
+    let (out, err) = (
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr),
+    );
+    assert!(run.status.success(), "{out}\n{err}");
+    assert!(out.starts_with("1\n"), "{out}");
+    assert!(!out.contains("done"), "there is no network: {out}");
+    for part in ["some data", "\"input.txt\"", "exit code 2"] {
+        assert!(out.contains(part), "{part:?} is missing in:\n{out}");
+    }
+    assert!(err.contains("train.py"), "{err}");
+    assert!(
+        std::fs::read_dir(home.path().join("sandboxes"))?
+            .next()
+            .is_none()
+    );
     Ok(())
 }

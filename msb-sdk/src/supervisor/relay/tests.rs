@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 
 /// Clients and the other ends of what they ask.
 fn clients() -> (Arc<Clients>, Asked) {
-    let relay = Relay::new().expect("a relay");
+    let relay = Relay::new(Meter::default()).expect("a relay");
     let Relay {
         runtime,
         clients,
