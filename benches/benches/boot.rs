@@ -7,13 +7,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use msb_benches::conditions::Conditions;
 use msb_benches::report::{self, Row, Unit};
-use msb_benches::{instructions, program};
+use msb_benches::{floor, instructions, program};
 use msb_guest_agent::setup;
 use msb_sdk::{Home, Images, Sandbox};
 use msb_vmm::{Engine, EngineOptions, Isolation, Machine, MemorySize, PortName, Vm};
@@ -154,7 +154,7 @@ impl Bench {
         let mut ratio = Row::new("  template start / cold boot", Unit::Ratio);
         let mut above = Row::new("  template start / QEMU alone", Unit::Ratio);
         for _ in 0..rounds {
-            floor.push_time(self.qemu_alone()?);
+            floor.push_time(floor::qemu_alone(&self.engine, MEMORY_MIB)?);
             cold.push_time(answered(|| self.engine.boot(&machine))?);
             warm.push_time(answered(|| {
                 templates
@@ -166,37 +166,6 @@ impl Bench {
         ratio.push(warm.median() / cold.median());
         above.push(warm.median() / floor.median());
         Ok(vec![floor, cold, warm, ratio, above])
-    }
-
-    fn qemu_alone(&self) -> Result<std::time::Duration> {
-        let (accelerator, cpu) = match self.engine.isolation() {
-            Isolation::Hardware => ("kvm", "host"),
-            _ => ("tcg", instructions::CPU),
-        };
-        let begin = Instant::now();
-        let mut command = Command::new(self.engine.program());
-        command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-S"])
-            .args(["-machine", instructions::MACHINE])
-            .args(["-accel", accelerator, "-cpu", cpu])
-            .args(["-m", &MEMORY_MIB.to_string()])
-            .args(["-device", "virtio-serial-device"])
-            .args(["-chardev", "stdio,id=qmp,signal=off"])
-            .args(["-mon", "chardev=qmp,mode=control"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null());
-        let mut child = command
-            .spawn()
-            .map_err(|error| program::cannot_run(&command, &error))?;
-        let commands = b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}\n";
-        let mut input = child.stdin.take().context("QEMU has no standard input")?;
-        let sent = std::io::Write::write_all(&mut input, commands);
-        if sent.is_err() {
-            let _ = child.kill();
-        }
-        let status = child.wait()?;
-        ensure!(status.success(), "QEMU alone ended with {status}");
-        Ok(begin.elapsed())
     }
 
     /// Sandboxes by way of the SDK.

@@ -1,10 +1,11 @@
-//! Shared parts of the benchmarks `boot`, `files`, `http`, `image` and `net`: what is measured where,
+//! Shared parts of the benchmarks `boot`, `files`, `http`, `image`, `life` and `net`: what is measured where,
 //! how samples become a table with verdicts, and the peers' tools.
 //!
 //! `docs/performance.md` says how to run them and what they have shown.
 #![forbid(unsafe_code)]
 
 pub mod conditions;
+pub mod floor;
 pub mod http;
 pub mod instructions;
 pub mod large_image;

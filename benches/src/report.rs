@@ -139,7 +139,9 @@ impl Row {
         self.unit.shown(self.median())
     }
 
-    pub(crate) fn json(&self) -> Value {
+    /// The row with all samples.
+    #[must_use]
+    pub fn json(&self) -> Value {
         json!({
             "kind": "row",
             "name": self.name,
