@@ -209,7 +209,7 @@ pub(crate) struct SandboxArgs {
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Virtual CPUs; 1 unless said
-    #[arg(short = 'c', long, value_name = "N")]
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) cpus: Option<u8>,
     /// Memory, with unit; 512M unless said
     #[arg(short = 'm', long, value_name = "SIZE", value_parser = parse_mebibytes)]

@@ -130,6 +130,16 @@ impl From<msb_sdk::Error> for Failure {
     }
 }
 
+/// What can be done about an error of the SDK, by who types commands.
+fn hint(error: &msb_sdk::Error) -> Option<String> {
+    match error {
+        msb_sdk::Error::Exec { program, .. } if program.starts_with('-') => {
+            Some("msb's own options go before the name of the image or sandbox".into())
+        }
+        error => error.hint(),
+    }
+}
+
 fn report(failure: &Failure) {
     let (message, hint) = match failure {
         Failure::Sandbox(error) => {
@@ -143,7 +153,7 @@ fn report(failure: &Failure) {
                 }
                 source = cause.source();
             }
-            (message, error.hint())
+            (message, hint(error))
         }
         Failure::Usage { message, hint } => (message.clone(), hint.clone()),
     };

@@ -327,8 +327,8 @@ impl Error {
             Self::File { fault, .. } | Self::HostFile { fault, .. } => {
                 return fault.hint().map(Into::into);
             }
+            Self::Unreadable { .. } => "name a file that is there and that this user may read",
             Self::InvalidSetting { .. }
-            | Self::Unreadable { .. }
             | Self::TooManyPorts { .. }
             | Self::Supervisor { .. }
             | Self::TimedOut { .. }

@@ -117,6 +117,23 @@ fn bad_references_and_sizes() {
 }
 
 #[test]
+fn options_in_the_wrong_place_and_files_that_are_not_there() {
+    let lab = Lab::shared();
+    let run = finish(&mut lab.msb(["run", "-q", BUSYBOX, "--net-rul", "x"]), b"");
+    assert_eq!(run.code, Some(127), "{run:?}");
+    assert!(run.stderr.contains("own options go before"), "{run:?}");
+    fails(
+        &mut lab.msb(["run", "-f", "none.yaml"]),
+        &["none.yaml", "hint: "],
+    );
+    fails(
+        &mut lab.msb(["policy", "check", "none"]),
+        &["none", "hint: "],
+    );
+    fails(&mut lab.msb(["run", "-c", "65", BUSYBOX]), &["1..=64"]);
+}
+
+#[test]
 fn hardware_isolation_that_is_not_there() {
     let lab = Lab::shared();
     let doctor = finish(&mut lab.msb(["doctor"]), b"");
