@@ -1,7 +1,7 @@
 //! Whole lives of sandboxes: how many a second, fifty at once, and what programs in them cost.
 //!
-//! The peer of a life is QEMU with the same machine and no guest in it, started and ended:
-//! what the engine takes by itself. Nothing else here starts virtual machines.
+//! Beside it is QEMU with the same machine and no guest in it, started and ended:
+//! what the engine takes by itself. It is no peer, and nothing else here starts virtual machines.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use msb_benches::conditions::Conditions;
 use msb_benches::floor;
 use msb_benches::report::{self, Row, Unit};
-use msb_benches::versus::{self, Better, Versus};
 use msb_sdk::{EngineKind, Home, Images, Sandbox, SandboxHandle};
 use msb_vmm::{Engine, EngineOptions};
 use tokio::task::JoinSet;
@@ -28,8 +27,6 @@ const MANY: usize = 50;
 /// Goal for a program in a running sandbox, in milliseconds.
 const EXEC: f64 = 10.0;
 
-const CONTENDERS: [&str; 2] = ["msb", "QEMU without a guest"];
-
 fn main() -> Result<()> {
     msb_sdk::supervisor_hook();
     let conditions = Conditions::look()?;
@@ -45,20 +42,18 @@ fn main() -> Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let (lives, rows) = runtime.block_on(async {
+    let rows = runtime.block_on(async {
         let layout = conditions.image("busybox")?;
         Images::open(&home)?.import(&layout, IMAGE, |_| {}).await?;
         // The first makes the template.
         create(&home, "first").await?.kill().await?;
-        let lives = lives(&conditions, &home, &engine).await?;
-        let mut rows = execs(&conditions, &home).await?;
+        let mut rows = lives(&conditions, &home, &engine).await?;
+        rows.extend(execs(&conditions, &home).await?);
         rows.extend(many(&conditions, &home).await?);
-        anyhow::Ok((lives, rows))
+        anyhow::Ok(rows)
     })?;
-    println!("\n{}\n{}", versus::table(&lives), report::table(&rows));
-    let mut results: Vec<_> = lives.iter().map(Versus::json).collect();
-    results.extend(rows.iter().map(Row::json));
-    report::write_lines(&conditions.kept("life.json"), &conditions.json(), &results)
+    println!("\n{}", report::table(&rows));
+    report::write(&conditions.kept("life.json"), &conditions.json(), &rows)
 }
 
 async fn create(home: &Home, name: &str) -> Result<Sandbox> {
@@ -74,12 +69,14 @@ async fn exec_true(sandbox: &Sandbox) -> Result<()> {
 
 /// Sandboxes that are made, run a program and are ended, one after the other and several at a
 /// time.
-async fn lives(conditions: &Conditions, home: &Home, engine: &Engine) -> Result<Vec<Versus>> {
+async fn lives(conditions: &Conditions, home: &Home, engine: &Engine) -> Result<Vec<Row>> {
     let total = conditions.rounds(4, 32);
     let mut all = Vec::new();
     for at_once in [1, 4] {
         let name = format!("create, exec, kill: {at_once} at a time");
-        let mut rate = Versus::new(name, Unit::PerSecond, Better::More, &CONTENDERS);
+        let mut rate = Row::new(name, Unit::PerSecond);
+        let mut alone = Row::new("  QEMU without a guest", Unit::PerSecond);
+        let mut ratio = Row::new("  ratio", Unit::Ratio);
         for round in 0..conditions.rounds(1, 3) {
             let begin = Instant::now();
             let mut workers = JoinSet::new();
@@ -98,7 +95,7 @@ async fn lives(conditions: &Conditions, home: &Home, engine: &Engine) -> Result<
             while let Some(done) = workers.join_next().await {
                 done??;
             }
-            rate.push(0, per_second(total, begin.elapsed()));
+            rate.push(per_second(total, begin.elapsed()));
 
             let begin = Instant::now();
             std::thread::scope(|scope| {
@@ -117,9 +114,10 @@ async fn lives(conditions: &Conditions, home: &Home, engine: &Engine) -> Result<
                     .map(|worker| worker.join().expect("no panic"));
                 ended.collect::<Result<()>>()
             })?;
-            rate.push(1, per_second(total, begin.elapsed()));
+            alone.push(per_second(total, begin.elapsed()));
         }
-        all.push(rate);
+        ratio.push(rate.median() / alone.median());
+        all.extend([rate, alone, ratio]);
     }
     Ok(all)
 }

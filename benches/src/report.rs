@@ -139,9 +139,7 @@ impl Row {
         self.unit.shown(self.median())
     }
 
-    /// The row with all samples.
-    #[must_use]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         json!({
             "kind": "row",
             "name": self.name,
