@@ -3,6 +3,7 @@
 //! Run by `cargo xtask test`, which builds the guest and the images and says
 //! where they are.
 
+mod attacks;
 mod clients;
 mod errors;
 mod file;

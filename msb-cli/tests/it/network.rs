@@ -4,11 +4,12 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
-use crate::lab::{BUSYBOX, Lab, Run, children, finish, signal, until, wait};
+use crate::lab::{BUSYBOX, Lab, PYTHON, Run, children, finish, signal, until, wait};
 
 /// A server on loopback that answers every request with its greeting.
 struct Server {
@@ -303,6 +304,11 @@ fn mistakes_in_policies_are_shown_with_their_place() {
 /// Starts a guest that serves, and returns where its port is.
 fn serve(lab: &Lab, ports: &str, script: &str) -> (Child, SocketAddr) {
     let mut command = lab.msb(["run", "-p", ports, BUSYBOX, "--", "sh", "-c", script]);
+    published(&mut command)
+}
+
+/// Starts a guest, and returns where its port 80 is.
+fn published(command: &mut Command) -> (Child, SocketAddr) {
     let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -379,6 +385,47 @@ fn reached_at(at: &str) {
     }
     child.kill().expect("kill");
     let _ = wait(child);
+}
+
+/// Sends datagrams back, to a service that listens at `$0`.
+const DATAGRAM_ECHO: &str = "
+import socket, sys
+family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
+service = socket.socket(family, socket.SOCK_DGRAM)
+service.bind((sys.argv[1], 80))
+print('up', flush=True)
+while True:
+    data, client = service.recvfrom(65536)
+    service.sendto(data, client)
+";
+
+#[test]
+fn a_datagram_service_on_one_address_of_the_guest_is_reached_too() {
+    let lab = Lab::with_python();
+    for at in ["127.0.0.1", "192.168.127.2", "fd6d:7362::2"] {
+        let mut command = lab.msb(["run", "-p", "0:80/udp", PYTHON, "--", "python3", "-c"]);
+        command.args([DATAGRAM_ECHO, at]);
+        let (mut child, place) = published(&mut command);
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("stdout"));
+        output.read_line(&mut line).expect("the guest serves");
+        assert_eq!(line, "up\n", "{at}");
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+        client.connect(place).expect("connect");
+        client
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a socket");
+        // The first one arrives, too, and after it large ones.
+        for length in [1, 1400, 40_000] {
+            let datagram = vec![length as u8; length];
+            client.send(&datagram).expect("send");
+            let mut answer = [0; 65_536];
+            let got = client.recv(&mut answer).expect("an answer");
+            assert!(answer[..got] == datagram, "{at}: {got} bytes");
+        }
+        child.kill().expect("kill");
+        let _ = wait(child);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Args;
 use msb_net::gateway::Config;
 use msb_net::policy::Policy;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// A failure with advice.
 #[derive(Debug)]
@@ -44,6 +45,18 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
         }
     }
     ExitCode::from(125)
+}
+
+/// Lets this process have as many descriptors as it may: each flow has a socket, and
+/// systems begin with few.
+pub(crate) fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // What it was will do for most programs; the gateway tells where it does not.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 #[derive(Args)]

@@ -162,6 +162,8 @@ fn settings(plan: &Plan) -> anyhow::Result<()> {
     let (first, last) = plan.ping_groups;
     let settings = [
         ("ipv4/ping_group_range", format!("{first} {last}")),
+        // Published ports reach services on loopback, too.
+        ("ipv4/conf/all/route_localnet", "1".into()),
         // Addresses and routes are given, not asked for.
         ("ipv6/conf/all/disable_ipv6", "0".into()),
         ("ipv6/conf/default/disable_ipv6", "0".into()),

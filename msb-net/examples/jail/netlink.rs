@@ -20,6 +20,7 @@ const ERROR: u16 = 2;
 
 /// Attributes of links, addresses and routes.
 const IFLA_MTU: u16 = 4;
+const IFLA_TXQLEN: u16 = 13;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
@@ -27,6 +28,10 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
 const UP: u32 = 1;
+/// Frames that wait until the gateway takes them. A TAP device drops what comes above, and
+/// a thousand connections that open at once are more than the kernel's usual 1,000.
+const QUEUE: u32 = 8192;
+
 /// Nobody else is on this link: no search for duplicates, which takes a second.
 const NO_DUPLICATES: u8 = 0x02;
 const MAIN_TABLE: u8 = 254;
@@ -50,7 +55,7 @@ impl Netlink {
         Ok(net::netdevice::name_to_index(&self.0, name)?)
     }
 
-    /// Switches an interface on.
+    /// Switches an interface on; with an MTU, it is the gateway's device.
     pub(crate) fn up(&self, interface: u32, mtu: Option<u32>) -> io::Result<()> {
         let mut body = vec![0; 4];
         for part in [interface, UP, UP] {
@@ -58,6 +63,7 @@ impl Netlink {
         }
         if let Some(mtu) = mtu {
             attribute(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
+            attribute(&mut body, IFLA_TXQLEN, &QUEUE.to_ne_bytes());
         }
         self.request(NEW_LINK, 0, &body)
     }

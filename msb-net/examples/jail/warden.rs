@@ -28,6 +28,7 @@ const BY_SIGNAL: i32 = 128;
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
+    config.guest_loopback = true;
     config.limits.upload = args.upload;
     config.limits.download = args.download;
     config.limits.opens = args.opens;
@@ -74,6 +75,8 @@ async fn supervise(
             return Err(error);
         }
     };
+    // The program has the caller's limit: it may rely on low numbers.
+    cli::raise_descriptors();
     let (network, mut events) = Network::spawn(options, Link::tap_with_offload(tap))?;
     for publish in publish {
         offer(&network, publish)?;

@@ -296,6 +296,15 @@ impl Gateway {
     }
 }
 
+/// The guest's end and the far end of the datagram that nobody received, if the packet
+/// says so of one.
+pub(super) fn nobody_receives(packet: &Packet<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    match message(packet)? {
+        Message::NobodyReceives(guest, far) => Some((guest, far)),
+        _ => None,
+    }
+}
+
 /// Reads what the guest says of a packet that is quoted: at least the ports are.
 fn report(header: &IpRepr, quoted: &[u8]) -> Message<'static> {
     let ports = quoted.first_chunk::<4>();

@@ -117,6 +117,8 @@ pub enum Ended {
     Reset,
     /// The upstream connection could not be opened.
     NotConnected,
+    /// The host lets the gateway's process have no more descriptors, or memory.
+    HostLimit,
     /// Nothing was sent for a while.
     Idle,
     /// It made room for another one.
@@ -156,6 +158,8 @@ pub enum DropReason {
     RateLimit,
     /// It is a reply that does not say what the request said.
     ForeignReply,
+    /// It needs a socket, and the host lets the gateway's process have no more.
+    HostLimit,
 }
 
 /// The words that stand for the endings, reasons and refusals in logs.
@@ -184,6 +188,7 @@ words!(Ended {
     Denied => "denied",
     Reset => "reset",
     NotConnected => "not-connected",
+    HostLimit => "host-limit",
     Idle => "idle",
     Evicted => "evicted",
     Stopped => "stopped",
@@ -202,6 +207,7 @@ words!(DropReason {
     Overload => "overload",
     RateLimit => "rate-limit",
     ForeignReply => "foreign-reply",
+    HostLimit => "host-limit",
     StrayAnswer => "stray-answer",
 });
 

@@ -10,13 +10,14 @@
 //!             │ denied: None        │ refused, or silent: Close
 //! ```
 //!
-//! The guest is reached at its IPv4 address, whatever the client came by, and at its IPv6
-//! address where it refuses there: a connection is tried again at once, the next datagram
-//! of a flow goes to the other address.
+//! The guest is reached at its IPv4 address, whatever the client came by, and where it
+//! refuses there at others: a connection at once at its IPv6 address, a datagram at its
+//! IPv4 loopback address, if it takes such from its link, and then at its IPv6 address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::packet::Packet;
 use super::{FlowId, Gateway};
 use crate::policy::Transport;
 
@@ -75,8 +76,29 @@ impl Gateway {
                 id
             }
         };
+        self.udp.keep_unanswered(id, payload);
         self.datagram(now, id, payload);
         Some(id)
+    }
+
+    /// Where the datagrams of a flow from outside go next, when nobody receives them at
+    /// `guest`; begins anew after the last.
+    pub(super) fn next_address(&self, guest: IpAddr) -> IpAddr {
+        let config = &self.config;
+        match guest {
+            IpAddr::V4(v4) if v4 == config.guest_v4 && config.guest_loopback => {
+                Ipv4Addr::LOCALHOST.into()
+            }
+            IpAddr::V4(_) => config.guest_v6.into(),
+            IpAddr::V6(_) => config.guest_v4.into(),
+        }
+    }
+
+    /// Tells whether a packet comes from the guest's loopback address, and may: it answers
+    /// what the gateway has sent there.
+    pub(super) fn is_answer(&self, packet: &Packet<'_>) -> bool {
+        let from_loopback = packet.source == IpAddr::from(Ipv4Addr::LOCALHOST);
+        from_loopback && self.config.guest_loopback && self.is_of_client(packet)
     }
 
     /// A port of the gateway's address `own` that is not in use towards the same end of the guest.

@@ -110,6 +110,10 @@ pub struct Config {
     pub gateway_v6: Ipv6Addr,
     /// The only IPv6 address the guest may use, beside its link-local one.
     pub guest_v6: Ipv6Addr,
+    /// The guest takes packets for 127.0.0.1 from its link as well (on Linux,
+    /// `net.ipv4.conf.*.route_localnet`): datagrams of published ports go there where
+    /// nobody receives them at its own address.
+    pub guest_loopback: bool,
     /// Further addresses of the host, which policy must treat as the host: those
     /// of its network cards.
     pub host_addresses: Vec<IpAddr>,
@@ -144,6 +148,7 @@ impl Config {
             guest_v4: Ipv4Addr::new(192, 168, 127, 2),
             gateway_v6: Ipv6Addr::new(0xfd6d, 0x7362, 0, 0, 0, 0, 0, 1),
             guest_v6: Ipv6Addr::new(0xfd6d, 0x7362, 0, 0, 0, 0, 0, 2),
+            guest_loopback: false,
             host_addresses: Vec::new(),
             resolvers: Vec::new(),
             intercept: None,
@@ -291,6 +296,8 @@ pub enum ConnectError {
     HostUnreachable,
     /// Nobody answered.
     TimedOut,
+    /// This host lets the driver have no more descriptors, or memory.
+    Exhausted,
 }
 
 /// The gateway. See the [module](self) for how to drive it.
@@ -476,7 +483,7 @@ impl Gateway {
     }
 
     fn handle_packet(&mut self, now: Duration, packet: &Packet<'_>) {
-        let own = is_guest(&self.config, packet.source);
+        let own = is_guest(&self.config, packet.source) || self.is_answer(packet);
         if packet.protocol == IpProtocol::Icmpv6 && self.handle_neighbor(packet) {
             return;
         }

@@ -13,6 +13,7 @@ use smoltcp::wire::{
     Icmpv6Repr, Icmpv6TimeExceeded, IpProtocol, IpRepr,
 };
 
+use super::event::DropReason;
 use super::outbox::QUOTED;
 use super::packet::Packet;
 use super::{FlowId, Gateway};
@@ -57,6 +58,8 @@ pub enum PathError {
     Prohibited,
     /// It had used up its hops.
     TimeExceeded,
+    /// This host lets the driver have no more descriptors, or memory.
+    Exhausted,
     /// It is larger than what somebody on the way can pass on.
     TooBig {
         /// The largest packet that can.
@@ -97,6 +100,9 @@ impl Gateway {
         quoted: &[u8],
     ) {
         self.clock = now;
+        if error == PathError::Exhausted {
+            self.exhausted();
+        }
         if let Some((guest, far)) = self.udp.outgoing(id) {
             let error = self.translated(error, far.ip());
             let header = udp_header(guest, far, quoted);
@@ -121,6 +127,11 @@ impl Gateway {
         } else {
             self.server_failed(now, id);
         }
+    }
+
+    /// The driver could not have a socket for somebody: tells of it.
+    pub fn exhausted(&mut self) {
+        self.events.dropped(DropReason::HostLimit);
     }
 
     /// An error as it is where the guest is: to what it sees as an IPv6 address, but
@@ -170,7 +181,7 @@ impl Gateway {
         self.say(from, guest, &header, data, error);
     }
 
-    fn own_address(&self, guest: IpAddr) -> IpAddr {
+    pub(super) fn own_address(&self, guest: IpAddr) -> IpAddr {
         match guest {
             IpAddr::V4(_) => self.config.gateway_v4.into(),
             IpAddr::V6(_) => self.config.gateway_v6.into(),
@@ -189,7 +200,7 @@ impl Gateway {
                     PathError::PortUnreachable => unreachable(V4::PortUnreachable),
                     PathError::HostUnreachable => unreachable(V4::HostUnreachable),
                     PathError::NetworkUnreachable => unreachable(V4::NetUnreachable),
-                    PathError::Prohibited => unreachable(V4::CommProhibited),
+                    PathError::Prohibited | PathError::Exhausted => unreachable(V4::CommProhibited),
                     PathError::TimeExceeded => Icmpv4Repr::TimeExceeded {
                         reason: Icmpv4TimeExceeded::TtlExpired,
                         header,
@@ -212,7 +223,7 @@ impl Gateway {
                     PathError::PortUnreachable => unreachable(V6::PortUnreachable),
                     PathError::HostUnreachable => unreachable(V6::AddrUnreachable),
                     PathError::NetworkUnreachable => unreachable(V6::NoRoute),
-                    PathError::Prohibited => unreachable(V6::AdminProhibit),
+                    PathError::Prohibited | PathError::Exhausted => unreachable(V6::AdminProhibit),
                     PathError::TimeExceeded => Icmpv6Repr::TimeExceeded {
                         reason: Icmpv6TimeExceeded::HopLimitExceeded,
                         header,

@@ -8,6 +8,9 @@
 //! ask, it waits longer each time, beginning with what it had waited for other reasons:
 //! minutes, on a link where a second is long. So it is told once more what the guest
 //! said last, until it has something to send, or waits for something again.
+//!
+//! An end (FIN) that was lost is repeated by the stack's timer alone, which waits a second
+//! at first and twice as long each time. It is told that this time has passed already.
 
 use std::time::Duration;
 
@@ -97,6 +100,7 @@ impl Stack {
             self.memory.lost_since = None;
             return Reminder::Unneeded;
         };
+        let ending = self.ending();
         let patience = match self.deadline(now) {
             None => self.memory.patience,
             Some(_) => self.memory.patience.max(MIN_WAIT),
@@ -104,6 +108,14 @@ impl Stack {
         let at = *self.memory.lost_since.get_or_insert(now) + patience;
         if now < at {
             return Reminder::At(at);
+        }
+        self.memory.lost_since = None;
+        self.memory.patience = (2 * self.memory.patience).min(MAX_PATIENCE);
+        if ending {
+            if let Some(due) = self.deadline(now) {
+                self.transmit(due, outbox);
+            }
+            return Reminder::Given;
         }
         // Behind a closed window it hears of a little room, and sends that much to see.
         // Where its bytes had been under way it repeats the first of them when it hears
@@ -117,16 +129,17 @@ impl Stack {
                 self.receive(now, &packet, outbox);
             }
         }
-        self.memory.lost_since = None;
-        self.memory.patience = (2 * self.memory.patience).min(MAX_PATIENCE);
         Reminder::Given
     }
 
-    /// Tells whether there are bytes that the guest did not acknowledge, and the stack
+    /// Tells whether there is something that the guest did not acknowledge, and the stack
     /// waits for nothing but the guest, or for too long.
     fn is_lost(&mut self, now: Duration) -> bool {
         let wait = self.memory.patience.max(MIN_WAIT);
-        self.socket().send_queue() > 0 && self.deadline(now).is_none_or(|at| at > now + wait)
+        match self.deadline(now) {
+            None => self.socket().send_queue() > 0,
+            Some(at) => (self.socket().send_queue() > 0 || self.ending()) && at > now + wait,
+        }
     }
 
     /// What the guest said, as a packet of its own.

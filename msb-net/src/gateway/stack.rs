@@ -181,6 +181,14 @@ impl Stack {
         handshake || socket.send_queue() > 0
     }
 
+    /// Tells whether our end (FIN) is all that the guest did not acknowledge.
+    pub(super) fn ending(&mut self) -> bool {
+        let socket = self.socket();
+        let state = socket.state();
+        socket.send_queue() == 0
+            && matches!(state, State::FinWait1 | State::Closing | State::LastAck)
+    }
+
     pub(super) fn deadline(&mut self, now: Duration) -> Option<Duration> {
         let at = self.interface.poll_at(instant(now), &self.socket.0)?;
         let at = Duration::from_micros(at.total_micros().try_into().unwrap_or(0));

@@ -227,7 +227,7 @@ impl Gateway {
             use {Icmpv4DstUnreachable as V4, Icmpv6DstUnreachable as V6};
             let out = &mut self.outbox;
             match error {
-                ConnectError::Refused => out.reset(&packet, &segment),
+                ConnectError::Refused | ConnectError::Exhausted => out.reset(&packet, &segment),
                 ConnectError::NetworkUnreachable => {
                     out.unreachable(&packet, V4::NetUnreachable, V6::NoRoute);
                 }
@@ -237,7 +237,11 @@ impl Gateway {
                 ConnectError::TimedOut => {}
             }
         }
-        self.remove_tcp(now, id, Ended::NotConnected);
+        let ended = match error {
+            ConnectError::Exhausted => Ended::HostLimit,
+            _ => Ended::NotConnected,
+        };
+        self.remove_tcp(now, id, ended);
     }
 
     /// Hands the guest's bytes to `take`, which says how many it took. Returns
@@ -650,13 +654,8 @@ fn is_duplicate(
     segment: &TcpPacket<&[u8]>,
     last_ack: &mut Option<TcpSeqNumber>,
 ) -> bool {
-    let socket = stack.socket();
-    let ending = matches!(
-        socket.state(),
-        State::FinWait1 | State::Closing | State::LastAck
-    );
     let bare = segment.ack() && segment.segment_len() == 0 && !segment.rst();
-    if !ending || !bare || socket.send_queue() > 0 {
+    if !bare || !stack.ending() {
         return false;
     }
     last_ack.replace(segment.ack_number()) == Some(segment.ack_number())

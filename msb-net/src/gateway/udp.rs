@@ -8,13 +8,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use smoltcp::wire::{UdpPacket, UdpRepr};
+use smoltcp::wire::{IpProtocol, UdpPacket, UdpRepr};
 
 use super::datagrams::Datagrams;
 use super::dns::Via;
 use super::event::{DropReason, Ended, Event};
 use super::packet::Packet;
-use super::{Action, FlowId, FlowMap, Gateway, Handling, MAX_ACTIONS, PublishedId, policy};
+use super::{Action, FlowId, FlowMap, Gateway, Handling, MAX_ACTIONS, PublishedId, echo, policy};
 use crate::dns;
 
 /// How long a flow is kept after its last datagram.
@@ -22,6 +22,10 @@ const IDLE: Duration = Duration::from_secs(120);
 
 /// How exactly the time of a flow's last datagram is known.
 const GRAIN: Duration = Duration::from_millis(100);
+
+/// The largest datagram that is kept until the guest answers, to be sent again to another
+/// of its addresses: what a client asks that way is short.
+const MAX_KEPT: usize = 2048;
 
 type Ends = (SocketAddr, SocketAddr);
 
@@ -46,6 +50,8 @@ struct UdpFlow {
     used: Duration,
     sent: u64,
     received: u64,
+    /// From outside: what came last, until the guest has sent something.
+    unanswered: Option<Box<[u8]>>,
 }
 
 impl UdpTable {
@@ -71,6 +77,15 @@ impl UdpTable {
 
     pub(super) fn by_origin(&self, origin: Origin) -> Option<FlowId> {
         self.origins.get(&origin).copied()
+    }
+
+    /// Keeps what came from outside as long as it is not known where the guest receives it.
+    pub(super) fn keep_unanswered(&mut self, id: FlowId, payload: &[u8]) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && flow.sent == 0
+        {
+            flow.unanswered = (payload.len() <= MAX_KEPT).then(|| payload.into());
+        }
     }
 
     /// Notes that a flow is in use, if that was not noted lately.
@@ -143,6 +158,7 @@ impl Gateway {
         let mut peer = None;
         if let Some(flow) = self.udp.touch(now, id) {
             flow.sent += payload.len() as u64;
+            flow.unanswered = None;
             peer = flow.origin.map(|(_, peer)| peer);
         }
         let to = peer.unwrap_or_else(|| self.dial(to, ports.dst_port));
@@ -171,8 +187,26 @@ impl Gateway {
         ((*flow, *to), *handling) == (way, how) && datagrams.push(payload)
     }
 
+    /// Tells whether a packet belongs to a flow from outside: a datagram of it, or word
+    /// that nobody receives one.
+    pub(super) fn is_of_client(&self, packet: &Packet<'_>) -> bool {
+        let ends = match packet.protocol {
+            IpProtocol::Udp => UdpPacket::new_checked(packet.payload).ok().map(|datagram| {
+                let from = SocketAddr::new(packet.source, datagram.src_port());
+                (
+                    from,
+                    SocketAddr::new(packet.destination, datagram.dst_port()),
+                )
+            }),
+            IpProtocol::Icmp => echo::nobody_receives(packet),
+            _ => None,
+        };
+        let id = ends.and_then(|ends| self.udp.ids.get(&ends));
+        id.is_some_and(|id| self.udp.outgoing(*id).is_none())
+    }
+
     /// The guest says that nobody receives what came from `far` to its end `guest`. A flow
-    /// from outside goes to its address of the other family from now on: the service may be
+    /// from outside goes to another of its addresses from now on: the service may be
     /// there only.
     pub(super) fn nobody_receives(&mut self, guest: SocketAddr, far: SocketAddr) {
         let Some(&id) = self.udp.ids.get(&(guest, far)) else {
@@ -181,11 +215,8 @@ impl Gateway {
         if self.udp.outgoing(id).is_some() {
             return;
         }
-        let config = &self.config;
-        let (address, own): (IpAddr, IpAddr) = match guest {
-            SocketAddr::V4(_) => (config.guest_v6.into(), config.gateway_v6.into()),
-            SocketAddr::V6(_) => (config.guest_v4.into(), config.gateway_v4.into()),
-        };
+        let address = self.next_address(guest.ip());
+        let own = self.own_address(address);
         let other = SocketAddr::new(address, guest.port());
         let Some(far) = self.own_end(own, |gateway, far| gateway.udp.is_used(other, far)) else {
             return;
@@ -194,6 +225,14 @@ impl Gateway {
             self.udp.ids.remove(&flow.ends);
             flow.ends = (other, far);
             self.udp.ids.insert(flow.ends, id);
+            // After the last address there is no other until the client tries again.
+            let unanswered = flow.unanswered.take();
+            if address != IpAddr::from(self.config.guest_v4)
+                && let Some(payload) = unanswered
+            {
+                self.outbox.datagram(far, other, &payload);
+                flow.unanswered = Some(payload);
+            }
         }
     }
 
@@ -224,6 +263,7 @@ impl Gateway {
             used: now,
             sent: 0,
             received: 0,
+            unanswered: None,
         };
         self.udp.flows.insert(id, flow);
         self.udp.ids.insert(ends, id);

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
+use super::failures;
 use crate::gateway::{ConnectError, FlowId};
 
 /// Opens sockets for flows that were allowed.
@@ -96,6 +97,7 @@ pub(super) fn connect_error(error: Errno) -> ConnectError {
         Errno::HOSTUNREACH | Errno::HOSTDOWN | Errno::PERM | Errno::ACCESS => {
             ConnectError::HostUnreachable
         }
+        error if failures::is_exhausted(error) => ConnectError::Exhausted,
         _ => ConnectError::NetworkUnreachable,
     }
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 
 use super::datagram::Datagram;
 use super::dial::{Dial, connect_error};
@@ -42,6 +43,14 @@ const MAX_TURNS: usize = 256;
 /// Bytes that flows may move towards the guest before frames are made of them: of
 /// more the first would have left the processor's cache by then.
 const FLUSH: usize = 128 * 1024;
+
+/// Flows whose sockets get as much room for what the guest has not taken yet as the
+/// system thinks fit: megabytes each, which a thousand of them do not get without the
+/// system being short of it, and then it drops what comes.
+const MAX_TUNED: usize = 64;
+
+/// The room, in bytes, that the system lets the other sockets have.
+const RECEIVE_BUFFER: usize = 256 * 1024;
 
 /// Tokens of what is not a flow. Flows have their own numbers, which count up
 /// from 1.
@@ -202,16 +211,7 @@ impl Driver {
     fn turn(&mut self) -> Result<bool, Stop> {
         let now = self.started.elapsed();
         self.obey()?;
-        if self.port.readable {
-            let (port, gateway, feed) = (&mut self.port, &mut self.gateway, &mut self.feed);
-            let progress = port.receive(|frame| {
-                feed.note(frame, true);
-                gateway.handle_frame(now, frame);
-            });
-            if progress == Progress::Ended {
-                return Err(Stop::LinkEnded);
-            }
-        }
+        self.receive(now)?;
         self.gateway.handle_timeout(now);
         self.admit(now);
         self.act(now);
@@ -225,6 +225,11 @@ impl Driver {
             if moved >= FLUSH {
                 moved = 0;
                 self.send_frames(now)?;
+                // A guest answers what it gets. Nobody else takes that meanwhile, a device
+                // drops what it has no room for, and what came is announced later only.
+                self.port.readable = true;
+                self.receive(now)?;
+                self.act(now);
             }
         }
         self.act(now);
@@ -238,6 +243,21 @@ impl Driver {
             self.feed.rest();
         }
         Ok(more)
+    }
+
+    /// Takes frames of the guest, up to a budget.
+    fn receive(&mut self, now: Duration) -> Result<(), Stop> {
+        if self.port.readable {
+            let (port, gateway, feed) = (&mut self.port, &mut self.gateway, &mut self.feed);
+            let progress = port.receive(|frame| {
+                feed.note(frame, true);
+                gateway.handle_frame(now, frame);
+            });
+            if progress == Progress::Ended {
+                return Err(Stop::LinkEnded);
+            }
+        }
+        Ok(())
     }
 
     /// Does what the handle asked for.
@@ -397,6 +417,10 @@ impl Driver {
             .and_then(|fd| self.register(&fd, token(id)).map(|()| fd));
         match opened {
             Ok(fd) => {
+                if self.flows.len() >= MAX_TUNED {
+                    // Sockets of other kinds, or none of it: as it was.
+                    let _ = sockopt::set_socket_recv_buffer_size(&fd, RECEIVE_BUFFER);
+                }
                 let stream = Upstream::Stream(Stream::new(fd));
                 self.flows.insert(id, stream);
             }

@@ -86,12 +86,21 @@ pub(super) fn next(socket: &impl AsFd, buffer: &mut [u8]) -> Option<Failure> {
     }
 }
 
+/// Tells whether the system refuses a socket because there are too many.
+pub(super) fn is_exhausted(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::NOSPC
+    )
+}
+
 /// What an error of a socket means to the guest.
 pub(super) fn of(error: Errno) -> PathError {
     match error {
         Errno::CONNREFUSED => PathError::PortUnreachable,
         Errno::ACCESS | Errno::PERM => PathError::Prohibited,
         Errno::NETUNREACH | Errno::NETDOWN => PathError::NetworkUnreachable,
+        error if is_exhausted(error) => PathError::Exhausted,
         _ => PathError::HostUnreachable,
     }
 }

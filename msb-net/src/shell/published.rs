@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use mio::Token;
@@ -155,6 +156,9 @@ pub(super) struct Offers {
     work: VecDeque<PublishedId>,
     /// Which socket a datagram flow came to, and from where.
     origins: HashMap<FlowId, (PublishedId, SocketAddr)>,
+    /// Given up for a moment when there are no more, so that clients are refused and
+    /// do not wait for somebody who will not come.
+    reserve: Option<OwnedFd>,
 }
 
 impl Offers {
@@ -214,9 +218,16 @@ impl Offers {
                 Ok(()) | Err(Errno::INTR | Errno::CONNABORTED | Errno::CONNREFUSED) => {
                     self.work.push_back(id);
                 }
-                // Out of descriptors or memory is met again with the next client.
+                Err(Errno::MFILE | Errno::NFILE) if offer.refuse(&mut self.reserve) => {
+                    gateway.exhausted();
+                    self.work.push_back(id);
+                }
+                // Whatever else it is, is met again with the next client.
                 Err(_) => offer.readable = false,
             }
+        }
+        if self.reserve.is_none() && !self.ports.is_empty() {
+            self.reserve = reserve();
         }
         clients
     }
@@ -240,7 +251,28 @@ impl Offers {
     }
 }
 
+/// A descriptor that is good for nothing else.
+fn reserve() -> Option<OwnedFd> {
+    UnixDatagram::unbound().ok().map(OwnedFd::from)
+}
+
 impl Offer {
+    /// Refuses a client for whom there is no descriptor but the reserve; false if there
+    /// is not even that.
+    fn refuse(&self, reserve: &mut Option<OwnedFd>) -> bool {
+        if reserve.take().is_none() {
+            return false;
+        }
+        let client = net::accept_with(&self.socket, SocketFlags::CLOEXEC);
+        if let Ok(client) = &client {
+            let _ = sockopt::set_socket_linger(client, Some(Duration::ZERO));
+        }
+        let refused = client.is_ok();
+        drop(client);
+        *reserve = self::reserve();
+        refused
+    }
+
     fn client(
         &self,
         now: Duration,

@@ -1,8 +1,8 @@
 //! The jail, with real programs in it.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, UdpSocket};
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::{Command, Output, Stdio};
 
 use crate::world::{World, done};
 
@@ -309,4 +309,36 @@ fn the_width_of_the_path_is_the_programs_to_find_out() {
          F=1300\n3 8.8.8.8\n\
          F=1300\n3 2608::1\n"
     );
+}
+
+#[test]
+fn clients_for_whom_there_is_no_descriptor_are_refused_and_that_is_told() {
+    let world = World::new();
+    let jail = world.example("jail");
+    let mut command = world.host.command("prlimit");
+    command.arg("--nofile=64:64").arg(jail);
+    command.args(["--publish", "0:80", "--events", "-"]);
+    // Nobody answers inside, so clients wait, each with a descriptor.
+    command.args(["sh", "-c", "ip link set net0 down; cat"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it can be started");
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let mut lines = std::iter::from_fn(|| Some(lines.next()?.expect("text")));
+    let place: SocketAddr = lines
+        .find_map(|line| line.strip_prefix("jail: ")?.split(' ').next()?.parse().ok())
+        .expect("it says where the port is");
+    let clients = world.host.enter(move || {
+        let connect = |_| TcpStream::connect(place).expect("the system takes it");
+        (0..100).map(connect).collect::<Vec<_>>()
+    });
+    assert!(lines.any(|line| line.contains("\"host-limit\"")), "told of");
+    // The last one does not wait.
+    let mut last = &clients[99];
+    let error = last.read(&mut [0]).expect_err("it is refused");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    drop(child.stdin.take());
+    child.wait().expect("it ends");
 }

@@ -2,12 +2,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use msb_net::gateway::{Config, Ended, Event};
+use msb_net::gateway::{Config, DropReason, Ended, Event, FlowId};
 use msb_net::policy::Policy;
-use msb_net::shell::{Events, Link, Network, Options};
+use msb_net::shell::{Dial, Events, Link, Network, Options};
 
+use crate::attacks::datagram;
 use crate::guest::Guest;
 
 /// A guest that may reach everything, the host included.
@@ -148,6 +150,38 @@ fn what_is_open_at_the_end_is_told_of() {
     network.stop();
     assert_eq!(ending(&mut events), (Ended::Stopped, 5, 0));
     assert_eq!(events.blocking_recv(), None);
+}
+
+/// A host that lets nobody have another socket.
+struct Exhausted;
+
+impl Dial for Exhausted {
+    fn stream(&mut self, _: FlowId, _: SocketAddr) -> std::io::Result<OwnedFd> {
+        Err(rustix::io::Errno::MFILE.into())
+    }
+
+    fn datagram(&mut self, _: FlowId, _: SocketAddr) -> std::io::Result<OwnedFd> {
+        Err(rustix::io::Errno::NFILE.into())
+    }
+}
+
+#[test]
+fn a_host_without_descriptors_refuses_and_that_is_told() {
+    let config = Config::new("preset allow-all".parse().expect("a policy"), 7);
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let mut options = Options::new(config.clone());
+    options.dialer = Box::new(Exhausted);
+    let (_network, mut events) = Network::spawn(options, Link::stream(ours)).expect("it starts");
+    let mut guest = Guest::new(&config, theirs);
+    let flow = guest.connect("1.1.1.1:80".parse().unwrap(), 40_000);
+    guest.until(flow, |socket| (!socket.is_open()).then_some(()));
+    assert_eq!(ending(&mut events), (Ended::HostLimit, 0, 0));
+    guest.inject(&datagram("192.168.127.2:5000", "1.1.1.1:9", b"x"));
+    let dropped = std::iter::from_fn(|| events.blocking_recv())
+        .find(|entry| matches!(entry.event, Event::Dropped { .. }));
+    let (reason, count) = (DropReason::HostLimit, 1);
+    let event = dropped.expect("it is told of").event;
+    assert_eq!(event, Event::Dropped { reason, count });
 }
 
 #[test]

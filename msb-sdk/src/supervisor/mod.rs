@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use self::clients::Tie;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::program::Program;
 use self::relay::{End, Relay, Resident, Sockets};
@@ -135,6 +135,7 @@ fn supervise() -> i32 {
         return 1;
     };
     leave_no_dump();
+    raise_descriptors();
     let Ok((launch, values)) = control::receive_launch(&mut creator) else {
         return 1;
     };
@@ -311,6 +312,18 @@ fn leave_no_dump() {
     };
     // The limit can always be lowered.
     let _ = setrlimit(Resource::Core, limit);
+}
+
+/// Each flow of the guest has a socket here, and systems begin with a limit of few. The VMM
+/// gets one of its own.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // What it was will do for most guests; the network tells where it does not.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Takes the descriptors that [`spawn`] has placed, and leaves harmless ones.

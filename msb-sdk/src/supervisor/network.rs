@@ -56,6 +56,8 @@ impl Wiring {
         mac[0] = mac[0] & 0xfc | 0x02;
         let mut config = Config::new(spec.network.policy().clone(), u64::from_ne_bytes(seed));
         config.guest_mac = Some(mac);
+        // The agent sees to it.
+        config.guest_loopback = true;
         if moves {
             move_guest(&mut config, &random(9)?);
         }

@@ -67,6 +67,53 @@ fn an_end_that_was_lost_is_repeated_whatever_the_guest_repeats() {
 }
 
 #[test]
+fn an_end_that_is_lost_again_and_again_is_repeated_before_long() {
+    let mut sim = sim("preset public-only");
+    sim.serve(80, Behaviour::Stall);
+    let handle = sim.connect(SERVER, 40_000);
+    sim.run();
+    let flow = *sim.upstreams.keys().next().unwrap();
+    sim.faults.lost = 100;
+    let before = sim.seen.len();
+    sim.gateway.finish(flow);
+    // A timer that doubles from a second would repeat it four times until then.
+    sim.run_until(sim.now + Duration::from_secs(20));
+    let ends = sim.seen[before..]
+        .iter()
+        .filter(|frame| frame[14 + 20 + 13] & 1 == 1)
+        .count();
+    assert!(ends >= 8, "the end and its repetitions: {ends}");
+    assert_eq!(sim.gateway.flows(), (1, 0));
+    sim.faults.lost = 0;
+    sim.run_until(sim.now + Duration::from_secs(15));
+    assert_eq!(sim.socket(handle).state(), State::CloseWait);
+    // What the guest still has to say is heard, and its own end.
+    sim.socket(handle).send_slice(b"bye").unwrap();
+    sim.socket(handle).close();
+    sim.run();
+    assert_eq!(sim.upstream().received, b"");
+    assert_eq!(sim.socket(handle).state(), State::Closed);
+    assert_eq!(sim.gateway.flows(), (1, 0), "nobody has read it yet");
+}
+
+#[test]
+fn a_guest_that_is_gone_is_given_up_after_two_minutes() {
+    let mut sim = sim("preset public-only");
+    sim.serve(80, Behaviour::Stall);
+    sim.connect(SERVER, 40_000);
+    sim.run();
+    let flow = *sim.upstreams.keys().next().unwrap();
+    sim.faults.lost = 100;
+    sim.gateway.finish(flow);
+    sim.run_until(sim.now + Duration::from_secs(110));
+    assert_eq!(sim.gateway.flows(), (1, 0));
+    sim.run_until(sim.now + Duration::from_secs(30));
+    assert_eq!(sim.gateway.flows(), (0, 0), "told nothing for so long");
+    assert_eq!(sim.upstream().closed, Some(true));
+    assert_eq!(sim.gateway.next_timeout(), None);
+}
+
+#[test]
 fn a_guest_that_keeps_its_connection_alive_is_answered() {
     let mut sim = sim("preset public-only");
     sim.serve(80, Behaviour::Echo);

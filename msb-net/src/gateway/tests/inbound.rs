@@ -164,6 +164,134 @@ fn datagrams_find_their_way_back() {
     );
 }
 
+/// Where the last datagram to the guest went, from which port, and what it held.
+fn last_datagram(sim: &Sim) -> (SocketAddr, u16, Vec<u8>) {
+    let read = |frame: &Vec<u8>| {
+        let (to, protocol, payload): (IpAddr, _, _) = match frame[12..14] {
+            [0x08, 0x00] => {
+                let packet = Ipv4Packet::new_checked(&frame[14..]).ok()?;
+                let to = packet.dst_addr().into();
+                (to, packet.next_header(), packet.payload().to_vec())
+            }
+            _ => {
+                let packet = smoltcp::wire::Ipv6Packet::new_checked(&frame[14..]).ok()?;
+                let to = packet.dst_addr().into();
+                (to, packet.next_header(), packet.payload().to_vec())
+            }
+        };
+        let datagram = smoltcp::wire::UdpPacket::new_checked(&payload[..]).ok()?;
+        let to = SocketAddr::new(to, datagram.dst_port());
+        let found = (to, datagram.src_port(), datagram.payload().to_vec());
+        (protocol == IpProtocol::Udp).then_some(found)
+    };
+    sim.seen.iter().rev().find_map(read).expect("a datagram")
+}
+
+/// Says that nobody receives a datagram to 127.0.0.1, as Linux says it.
+fn nobody_at_loopback(port: u16, far: u16) -> Vec<u8> {
+    use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Repr, Ipv4Repr};
+    let (guest, gateway) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 168, 127, 1));
+    let mut data = [0; 8];
+    data[..2].copy_from_slice(&far.to_be_bytes());
+    data[2..4].copy_from_slice(&port.to_be_bytes());
+    let header = Ipv4Repr {
+        src_addr: gateway,
+        dst_addr: guest,
+        next_header: IpProtocol::Udp,
+        payload_len: data.len(),
+        hop_limit: 64,
+    };
+    let message = Icmpv4Repr::DstUnreachable {
+        reason: Icmpv4DstUnreachable::PortUnreachable,
+        header,
+        data: &data,
+    };
+    let mut outbox = Outbox::new(GUEST_MAC, Some([2, 0, 0, 0, 0, 1]), 1500);
+    outbox.icmpv4(guest.into(), gateway.into(), &message);
+    let mut frame = Vec::new();
+    assert!(outbox.pop(&mut frame));
+    frame
+}
+
+/// A guest that nothing is received by at its own address, nor at IPv6's, and a datagram.
+fn refusing(loopback: bool) -> (Sim, u16) {
+    let mut config = Config::new(Policy::none(), 7);
+    config.guest_mac = Some(GUEST_MAC);
+    config.guest_loopback = loopback;
+    let mut sim = Sim::new(config, 7);
+    let peer = CLIENT.parse().unwrap();
+    let (now, port) = (sim.now, PublishedId(3));
+    // Its stack has no such socket, and says so once it has found the gateway.
+    for _ in 0..2 {
+        let flow = sim.gateway.datagram_from(now, port, 53, peer, b"who?");
+        assert!(flow.is_some());
+        sim.run();
+    }
+    let (_, far, _) = last_datagram(&sim);
+    (sim, far)
+}
+
+#[test]
+fn a_datagram_goes_on_to_the_loopback_address_and_is_answered_from_there() {
+    let (mut sim, far) = refusing(true);
+    let (to, _, payload) = last_datagram(&sim);
+    assert_eq!(
+        (to, &payload[..]),
+        ("127.0.0.1:53".parse().unwrap(), &b"who?"[..])
+    );
+    let back = format!("192.168.127.1:{far}");
+    sim.inject(&super::datagram("127.0.0.1:53", &back, b"me"));
+    let (_, to, payload) = sim.datagrams[0].clone();
+    assert_eq!((to, &payload[..]), (CLIENT.parse().unwrap(), &b"me"[..]));
+    // Nothing else may come from there.
+    let stray = format!("192.168.127.1:{}", far + 1);
+    for (from, to) in [
+        ("127.0.0.1:54", &back[..]),
+        ("127.0.0.1:53", &stray),
+        ("127.0.0.1:53", "1.1.1.1:53"),
+    ] {
+        sim.inject(&super::datagram(from, to, b"me"));
+    }
+    assert_eq!(sim.datagrams.len(), 1);
+    assert_eq!(drops(&sim), [DropReason::SpoofedAddress; 3]);
+}
+
+#[test]
+fn a_datagram_that_nobody_receives_is_tried_at_each_address_once() {
+    let (mut sim, far) = refusing(true);
+    let before = sim.seen.len();
+    sim.inject(&nobody_at_loopback(53, far));
+    sim.run();
+    let addresses: Vec<_> = sim.seen[before..]
+        .iter()
+        .filter(|frame| frame[12..14] == [0x86, 0xdd] && frame[20] == 17)
+        .collect();
+    assert_eq!(addresses.len(), 1, "IPv6's, and then no other");
+    assert_eq!(drops(&sim), []);
+    // The client tries again, and so does the gateway, from IPv6's address on.
+    let peer = CLIENT.parse().unwrap();
+    for _ in 0..3 {
+        let (now, port) = (sim.now, PublishedId(3));
+        sim.gateway.datagram_from(now, port, 53, peer, b"again?");
+        sim.run();
+    }
+    let (to, _, payload) = last_datagram(&sim);
+    assert_eq!(
+        (to, &payload[..]),
+        ("127.0.0.1:53".parse().unwrap(), &b"again?"[..])
+    );
+}
+
+#[test]
+fn a_guest_that_takes_nothing_for_loopback_is_sent_nothing_there() {
+    let (sim, _) = refusing(false);
+    let (to, _, payload) = last_datagram(&sim);
+    assert_eq!(
+        (to, &payload[..]),
+        ("[fd6d:7362::2]:53".parse().unwrap(), &b"who?"[..])
+    );
+}
+
 #[test]
 fn a_guest_cannot_answer_from_another_port() {
     let mut sim = sim("preset none");
