@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::run::{cargo, check, step, target_dir};
+use crate::run::{cargo, check, step, target_dir, workspace_root};
 use crate::{guest, host, images};
 
 /// The features that tests need; none changes what the code does without it.
@@ -17,6 +17,9 @@ pub(crate) fn test(filters: &[String]) -> Result<()> {
     let bundle = guest::bundle()?;
     let images = images::prepare()?;
     images::prepare_clients(&images)?;
+    if filters.is_empty() {
+        step("the example that embeds", build_embedding)?;
+    }
     step("tests", || run_tests(&bundle, &images, filters))?;
     if filters.is_empty() {
         step("documentation tests", || {
@@ -35,6 +38,23 @@ pub(crate) fn test(filters: &[String]) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Builds the example outside of the workspace, as the test that runs it does: a test that has
+/// to build all of its dependencies first takes longer than a test may.
+fn build_embedding() -> Result<()> {
+    let example = workspace_root().join("examples/embed");
+    std::fs::copy(
+        workspace_root().join("Cargo.lock"),
+        example.join("Cargo.lock"),
+    )?;
+    check(
+        cargo()
+            .args(["build", "--quiet", "--manifest-path"])
+            .arg(example.join("Cargo.toml"))
+            .env("CARGO_TARGET_DIR", target_dir().join("embedding"))
+            .env("CARGO_PROFILE_DEV_DEBUG", "0"),
+    )
 }
 
 /// cargo-nextest runs the same tests in parallel processes; it is used where
