@@ -19,7 +19,7 @@ use crate::machine::Source;
 use crate::network::{NetworkLimits, NetworkPolicy};
 use crate::patch::Patch;
 use crate::progress::Progress;
-use crate::record::Record;
+use crate::record::{self, Record};
 use crate::sandbox::Sandbox;
 use crate::secret::{Secret, Values};
 use crate::spec::{DEFAULT_DISK_MIB, SandboxSpec};
@@ -387,7 +387,7 @@ impl Start {
         progress: &dyn Fn(Progress),
     ) -> Result<Started, Error> {
         if self.fresh {
-            self.record.write(dir.path())?;
+            self.record.begin(dir.path())?;
         }
         let launch = Launch {
             spec: self.record.spec.clone(),
@@ -405,7 +405,13 @@ impl Start {
         let mut socket = supervisor::spawn(&dir, self.attached, hidden)?;
         let started = control::send_launch(&mut socket, &launch, &self.values)
             .map_err(|source| Error::Supervisor { source })
-            .and_then(|()| await_ready(&mut socket, progress));
+            .and_then(|()| await_ready(&mut socket, progress))
+            .and_then(|ready| {
+                if self.fresh && self.record.keep {
+                    record::keep(dir.path())?;
+                }
+                Ok(ready)
+            });
         match started {
             Ok(ready) => Ok(Started {
                 home: self.home,

@@ -1,6 +1,7 @@
 //! What a sandbox's folder says about it, in two files.
 //!
-//! `sandbox.json` is what the sandbox is; it is written once, before the sandbox starts.
+//! `sandbox.json` is what the sandbox is; it is written before the sandbox starts, as that of one
+//! that is not kept, and once more when one that is has started.
 //! `state.json` is how far it got; its supervisor writes it, and only who holds the lock
 //! may believe that it runs.
 //!
@@ -108,10 +109,14 @@ impl Record {
         }
     }
 
-    /// Writes it into a sandbox's folder. That of a sandbox that is kept survives a crash
-    /// of the host from here on.
-    pub(crate) fn write(&self, dir: &Path) -> Result<(), Error> {
-        replace(dir, RECORD, self, self.keep)
+    /// Writes it into the folder of a sandbox that begins to start. Until [`keep`] the folder is
+    /// a leftover as soon as its lock is free: whoever dies in between leaves nothing.
+    pub(crate) fn begin(&self, dir: &Path) -> Result<(), Error> {
+        let provisional = Self {
+            keep: false,
+            ..self.clone()
+        };
+        replace(dir, RECORD, &provisional, false)
     }
 
     /// Reads it; `None` when there is none.
@@ -152,6 +157,23 @@ impl State {
     /// Reads it; `None` when there is none.
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>, Error> {
         read(dir, STATE)
+    }
+}
+
+/// Notes that a sandbox stays when it is stopped. From here on it survives a crash of the host.
+pub(crate) fn keep(dir: &Path) -> Result<(), Error> {
+    match Record::read(dir)? {
+        Some(record) => replace(
+            dir,
+            RECORD,
+            &Record {
+                keep: true,
+                ..record
+            },
+            true,
+        ),
+        // Somebody removes it.
+        None => Ok(()),
     }
 }
 
@@ -265,8 +287,10 @@ mod tests {
         assert!(Record::read(dir.path()).expect("nothing").is_none());
         let spec = SandboxSpec::new("one".into());
         Record::new(spec.clone(), "sha256:1".into(), true)
-            .write(dir.path())
-            .expect("write");
+            .begin(dir.path())
+            .expect("begin");
+        assert!(!is_kept(dir.path()).expect("nobody knows of it"));
+        keep(dir.path()).expect("keep");
         let record = Record::read(dir.path())
             .expect("read")
             .expect("it is there");
@@ -279,6 +303,7 @@ mod tests {
         assert_eq!(state.pid, std::process::id());
         forget(dir.path()).expect("forget");
         forget(dir.path()).expect("once is enough");
+        keep(dir.path()).expect("it is gone");
         assert!(!is_kept(dir.path()).expect("nothing"));
     }
 

@@ -376,7 +376,8 @@ mod tests {
     fn keep(dir: &SandboxDir, name: &str) {
         let spec = crate::spec::SandboxSpec::new(name.into());
         let record = Record::new(spec, "sha256:0".into(), true);
-        record.write(dir.path()).expect("write");
+        record.begin(dir.path()).expect("begin");
+        record::keep(dir.path()).expect("keep");
     }
 
     #[test]
