@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -16,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Connection;
+use super::corked::Corked;
 use super::relay::PAUSE;
 use super::watched::Watched;
 use crate::http::body::drop_from_trailer;
@@ -69,7 +71,8 @@ pub(super) async fn run(
 ) {
     let connection = Rc::new(connection);
     let teller = Rc::clone(&connection);
-    let guest = Watched::new(guest, move |reason| {
+    let corked = Corked::new(guest);
+    let guest = Watched::new(corked.clone(), move |reason| {
         let (method, path) = (String::new(), String::new());
         let why = format!("it breaks the protocol of HTTP/2: {}", reason.description());
         teller.note(Note::Refused { method, path, why });
@@ -99,7 +102,14 @@ pub(super) async fn run(
     let mut closing = false;
     loop {
         tokio::select! {
-            next = guest.accept() => {
+            next = poll_fn(|cx| {
+                let next = guest.poll_accept(cx);
+                // All that there is to say was said.
+                if next.is_pending() && let Poll::Ready(Err(_)) = corked.poll_uncork(cx) {
+                    return Poll::Ready(None);
+                }
+                next
+            }) => {
                 let Some(Ok((request, respond))) = next else { break };
                 let (streams, requests) = (Rc::clone(&streams), requests.clone());
                 tokio::task::spawn_local(async move {

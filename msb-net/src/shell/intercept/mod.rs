@@ -12,6 +12,7 @@
 //! the one that was verified.
 
 mod authority;
+mod corked;
 #[doc(hidden)]
 pub mod fuzzing;
 mod h2;
