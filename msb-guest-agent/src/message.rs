@@ -13,6 +13,7 @@ mod file;
 mod metrics;
 mod network;
 mod setup;
+mod trouble;
 
 pub use exec::{
     ExecError, ExecRequest, ExitStatus, InvalidSignal, Limit, Request, ResetCode, Resource, Signal,
@@ -28,6 +29,7 @@ pub use setup::{
     AgentHello, Configured, DiskName, Entropy, GuestConfig, RootSpec, SetupFailure, TrustSpec,
     Upper,
 };
+pub use trouble::Trouble;
 
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -104,7 +106,7 @@ pub enum HostMessage {
     },
 }
 
-/// What the agent says on the control stream, always as an answer.
+/// What the agent says on the control stream: answers, and [`AgentMessage::Trouble`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentMessage {
     /// The agent is there and speaks the host's version.
@@ -137,6 +139,8 @@ pub enum AgentMessage {
     Thawed,
     /// The clock is set.
     ClockSet,
+    /// Not an answer: something ran out or broke in the guest.
+    Trouble(Trouble),
 }
 
 /// Encodes a message.

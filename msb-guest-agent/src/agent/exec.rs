@@ -17,13 +17,13 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::termios::{self, LocalModes, SpecialCodeIndex, Winsize};
 
+use super::groups::Group;
 use super::orphan::Orphan;
 use super::sys;
+use super::users::User;
 use super::world::World;
 use crate::endpoint::GuestEndpoint;
-use crate::message::{
-    ExecError, ExecRequest, ExitStatus, Signal, StreamCommand, StreamEvent, TtySize,
-};
+use crate::message::{ExecError, ExecRequest, ExitStatus, Signal, StreamCommand, TtySize};
 use crate::wire::{Channel, StreamId};
 
 /// What a terminal can hold when its session has ended; a bound, because
@@ -39,6 +39,10 @@ pub(super) struct Exec {
     input: Input,
     outputs: Vec<Output>,
     terminal: Option<Rc<OwnedFd>>,
+    /// Where it and its descendants run, unless they go elsewhere.
+    group: Option<Group>,
+    /// How often a disk had failed when it began.
+    pub(super) disk_failures: u32,
 }
 
 #[derive(Debug)]
@@ -65,18 +69,22 @@ impl Exec {
         stream: StreamId,
         request: &ExecRequest,
         world: &World,
+        group: Option<Group>,
     ) -> Result<Exec, ExecError> {
         let user = world.user(request)?;
-        match request.tty {
-            Some(size) => Exec::start_on_terminal(stream, request, size, &user, world),
-            None => Exec::start_on_pipes(stream, request, &user, world),
-        }
+        let procs = group.as_ref().map(Group::processes);
+        let mut exec = match request.tty {
+            Some(size) => Exec::start_on_terminal(stream, request, size, (&user, procs), world)?,
+            None => Exec::start_on_pipes(stream, request, (&user, procs), world)?,
+        };
+        exec.group = group;
+        Ok(exec)
     }
 
     fn start_on_pipes(
         stream: StreamId,
         request: &ExecRequest,
-        user: &super::users::User,
+        (user, group): (&User, Option<BorrowedFd<'_>>),
         world: &World,
     ) -> Result<Exec, ExecError> {
         let pipe = || {
@@ -97,7 +105,7 @@ impl Exec {
             .as_ref()
             .map_or(world.null(), |(read, _)| read.as_fd());
         let stdio = [stdin, out_write.as_fd(), err_write.as_fd()];
-        let pid = world.spawn(request, user, stdio)?;
+        let pid = world.spawn(request, user, group, stdio)?;
         let output = |channel, fd| Output {
             channel,
             fd: Rc::new(fd),
@@ -115,7 +123,7 @@ impl Exec {
         stream: StreamId,
         request: &ExecRequest,
         size: TtySize,
-        user: &super::users::User,
+        (user, group): (&User, Option<BorrowedFd<'_>>),
         world: &World,
     ) -> Result<Exec, ExecError> {
         let (master, slave) = world
@@ -126,7 +134,7 @@ impl Exec {
         let uid = rustix::fs::Uid::from_raw(user.uid);
         let _ = rustix::fs::fchown(&slave, Some(uid), None);
         let _ = termios::tcsetwinsize(&master, winsize(size));
-        let pid = world.spawn(request, user, [slave.as_fd(); 3])?;
+        let pid = world.spawn(request, user, group, [slave.as_fd(); 3])?;
         let master = Rc::new(master);
         let output = Output {
             channel: Channel::Stdout,
@@ -156,6 +164,8 @@ impl Exec {
             },
             outputs,
             terminal,
+            group: None,
+            disk_failures: 0,
         }
     }
 
@@ -329,12 +339,24 @@ impl Exec {
         })
     }
 
-    /// The last event, once there is nothing before it.
-    pub(super) fn last_event(&self) -> Option<StreamEvent> {
-        let status = self.status?;
-        self.outputs
-            .is_empty()
-            .then_some(StreamEvent::Exited(status))
+    /// How it ended, once there is nothing before that to be said.
+    pub(super) fn end(&self) -> Option<ExitStatus> {
+        self.status.filter(|_| self.outputs.is_empty())
+    }
+
+    /// Where it ran.
+    pub(super) fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
+    }
+
+    /// Where it runs, to note something of it.
+    pub(super) fn group_mut(&mut self) -> Option<&mut Group> {
+        self.group.as_mut()
+    }
+
+    /// Gives away where it ran; others of it may still run there.
+    pub(super) fn take_group(&mut self) -> Option<Group> {
+        self.group.take()
     }
 }
 

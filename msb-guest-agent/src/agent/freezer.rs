@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_LIST: usize = 32 << 20;
 
 /// Depth of groups that are looked into for processes.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 
 /// Everybody, held. Goes on when this is dropped.
 #[derive(Debug)]
@@ -70,7 +70,8 @@ pub(super) fn processes(cgroups: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-fn collect(group: &OwnedFd, depth: usize, found: &mut Vec<i32>) -> io::Result<()> {
+/// Adds the ids of the processes in a group and in those below it.
+pub(super) fn collect(group: &OwnedFd, depth: usize, found: &mut Vec<i32>) -> io::Result<()> {
     // That of a group whose threads are apart can't be read; its processes are said above it.
     match read(group.as_fd(), "cgroup.procs") {
         Ok(text) => found.extend(ids(&text)),

@@ -6,6 +6,7 @@
 //! window. At rest the loop sits in `poll` without a timeout.
 
 mod hold;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,9 +21,12 @@ use super::boot::Guest;
 use super::dial::Dial;
 use super::exec::Exec;
 use super::file::Files;
+use super::groups::Groups;
+use super::kernel_log::KernelLog;
 use super::link::Link;
 use super::metrics;
 use super::orphan::Orphan;
+use super::pressure::Pressure;
 use super::sys;
 use super::world::World;
 use crate::endpoint::{GuestEndpoint, GuestEvent};
@@ -65,6 +69,10 @@ pub(super) struct Session {
     by_pid: BTreeMap<i32, StreamId>,
     dials: BTreeMap<StreamId, Dial>,
     files: Files,
+    /// Where commands run, in a guest.
+    groups: Option<Groups>,
+    kernel_log: Option<KernelLog>,
+    pressure: Option<Pressure>,
     children: OwnedFd,
     syncs: Syncs,
     stopping: Option<Stopping>,
@@ -96,6 +104,8 @@ enum Source {
     Children,
     Synced,
     Files,
+    KernelLog,
+    Pressure,
     Input(StreamId),
     Output(StreamId, Channel),
     Dial(StreamId),
@@ -105,7 +115,16 @@ enum Source {
 
 impl Session {
     pub(super) fn new(link: Link, world: World, guest: Option<Guest>) -> io::Result<Session> {
+        let cgroups = guest.as_ref().and_then(|_| world.devices().cgroups());
+        let groups = cgroups.and_then(Groups::open);
+        // That of another kernel's log is not this guest's.
+        let kernel_log = guest.as_ref().and_then(|_| KernelLog::open().ok());
+        let pressure = groups.as_ref().map(|groups| Pressure::open(groups.all()));
+        let pressure = pressure.and_then(io::Result::ok);
         Ok(Session {
+            pressure,
+            groups,
+            kernel_log,
             link,
             endpoint: GuestEndpoint::new(),
             world,
@@ -137,6 +156,7 @@ impl Session {
                 return Ok(End::HostGone);
             }
             self.files.turn(&mut self.endpoint, MAX_OUTPUT);
+            self.relieve();
             if !self.flush()? {
                 return Ok(End::HostGone);
             }
@@ -154,6 +174,12 @@ impl Session {
                     Source::Synced => self.synced(),
                     // The loop looks at them anyway.
                     Source::Files => self.files.woken(),
+                    Source::KernelLog => self.read_kernel_log(),
+                    Source::Pressure => {
+                        if let Some(pressure) = &mut self.pressure {
+                            pressure.begin(Instant::now());
+                        }
+                    }
                     Source::Input(stream) => {
                         if let Some(exec) = self.execs.get_mut(&stream) {
                             exec.pump_input(&mut self.endpoint);
@@ -204,6 +230,14 @@ impl Session {
             PollFd::new(&self.syncs.done, PollFlags::IN),
             PollFd::new(self.files.wake(), PollFlags::IN),
         ];
+        if let Some(log) = self.kernel_log.as_ref().filter(|_| pending < MAX_OUTPUT) {
+            sources.push(Source::KernelLog);
+            fds.push(PollFd::from_borrowed_fd(log.source(), PollFlags::IN));
+        }
+        if let Some(fd) = self.pressure.as_ref().and_then(Pressure::source) {
+            sources.push(Source::Pressure);
+            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::PRI));
+        }
         for (stream, exec) in &self.execs {
             if let Some(fd) = exec.input_waiting() {
                 sources.push(Source::Input(*stream));
@@ -291,9 +325,10 @@ impl Session {
                 }
             }
             GuestEvent::Closed { stream, .. } => {
-                if let Some(exec) = self.execs.remove(&stream) {
+                if let Some(mut exec) = self.execs.remove(&stream) {
                     exec.signal(Signal::KILL, true);
                     self.by_pid.remove(&exec.pid());
+                    self.leave_group(&mut exec);
                 }
                 if let Some(dial) = self.dials.remove(&stream) {
                     dial.abandon();
@@ -311,7 +346,7 @@ impl Session {
             return;
         }
         let event = match request {
-            Request::Exec(request) => match Exec::start(stream, request, &self.world) {
+            Request::Exec(request) => match self.start(stream, request) {
                 Ok(exec) => {
                     let pid = exec.pid();
                     self.by_pid.insert(pid, stream);
@@ -379,10 +414,13 @@ impl Session {
 
     /// Reports the end of a command once all before it is reported.
     fn settle(&mut self, stream: StreamId) {
-        let event = self.execs.get(&stream).and_then(Exec::last_event);
-        if let Some(event) = event {
+        let Some(status) = self.execs.get(&stream).and_then(Exec::end) else {
+            return;
+        };
+        if let Some(mut exec) = self.execs.remove(&stream) {
+            let event = self.last_event(&exec, status);
             let _ = self.endpoint.event(stream, &event);
-            self.execs.remove(&stream);
+            self.leave_group(&mut exec);
         }
     }
 
@@ -520,8 +558,10 @@ impl Session {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let stopping = self.stopping.as_ref()?;
-        let left = stopping.deadline.saturating_duration_since(Instant::now());
+        let stopping = self.stopping.as_ref().map(|stopping| stopping.deadline);
+        let pressure = self.pressure.as_ref().and_then(Pressure::deadline);
+        let next = [stopping, pressure].into_iter().flatten().min()?;
+        let left = next.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
             tv_nsec: left.subsec_nanos().into(),

@@ -19,7 +19,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::boot::step;
-use super::sys;
+use super::{groups, sys};
 use crate::message::{Errno, SetupFailure};
 
 /// Where the root is put together, inside the initramfs.
@@ -105,7 +105,12 @@ fn make() -> Result<Devices, SetupFailure> {
     set_limits().map_err(|error| step("set resource limits", &error))?;
     open_to_all();
     rest();
-    Devices::open().map_err(|error| step("open /dev", &error))
+    let devices = Devices::open().map_err(|error| step("open /dev", &error))?;
+    // A kernel without them has commands all the same.
+    let _ = devices
+        .cgroups()
+        .map(|cgroups| groups::make(cgroups, available_memory()));
+    Ok(devices)
 }
 
 /// Mounts what is needed to find the link.
@@ -150,6 +155,15 @@ fn upper_files() -> u64 {
     let info = rustix::system::sysinfo();
     let memory = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
     memory / 2048
+}
+
+/// Memory in bytes that programs could have now, as the kernel estimates it.
+fn available_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let lines = text.lines();
+    let line = lines.filter_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.filter_map(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.max().unwrap_or(0) << 10
 }
 
 fn set_limits() -> io::Result<()> {

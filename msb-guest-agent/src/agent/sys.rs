@@ -37,6 +37,8 @@ pub(super) struct Launch<'a> {
     pub(super) ids: Option<Ids<'a>>,
     /// Bounds on resources.
     pub(super) limits: &'a [Limit],
+    /// The list of processes of the cgroup to join.
+    pub(super) group: Option<BorrowedFd<'a>>,
 }
 
 /// Whom a process runs as.
@@ -71,6 +73,7 @@ struct ChildPlan {
     terminal: bool,
     ids: Option<(u32, u32, *const u32, usize)>,
     limits: Vec<(libc::__rlimit_resource_t, libc::rlimit)>,
+    group: Option<RawFd>,
     failure: Option<(Step, i32)>,
 }
 
@@ -94,6 +97,7 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<i32, (Step, i32)> {
             .ids
             .map(|ids| (ids.uid, ids.gid, ids.groups.as_ptr(), ids.groups.len())),
         limits: launch.limits.iter().map(limit).collect(),
+        group: launch.group.map(|group| group.as_raw_fd()),
         failure: None,
     };
     // u128 for the 16-byte alignment that the ABI asks of a stack.
@@ -154,6 +158,10 @@ unsafe fn become_program(plan: &ChildPlan) -> (Step, i32) {
     // SAFETY: plain system calls on this process. The raw calls for the ids
     // are deliberate: glibc's would change the ids of the agent's threads.
     unsafe {
+        if let Some(group) = plan.group {
+            // One that can't join is only less well looked after.
+            libc::write(group, c"0".as_ptr().cast(), 1);
+        }
         attempt!(Step::Session, libc::setsid());
         for (number, fd) in plan.stdio.into_iter().enumerate() {
             attempt!(Step::Descriptors, libc::dup2(fd, number as c_int));

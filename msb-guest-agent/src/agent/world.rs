@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::termios;
 
 use super::stage::Devices;
 use super::sys::{self, Ids, Launch, Step};
@@ -70,6 +71,11 @@ impl World {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let master = flags | OFlags::NONBLOCK;
         let master = rustix::fs::openat(&self.devices.pts, "ptmx", master, Mode::empty())?;
+        // So that a character is rubbed out with all of its bytes. Not worth failing for.
+        if let Ok(mut settings) = termios::tcgetattr(&master) {
+            settings.input_modes |= termios::InputModes::IUTF8;
+            let _ = termios::tcsetattr(&master, termios::OptionalActions::Now, &settings);
+        }
         rustix::pty::unlockpt(&master)?;
         let flags = rustix::pty::OpenptFlags::RDWR
             | rustix::pty::OpenptFlags::NOCTTY
@@ -95,6 +101,7 @@ impl World {
         &self,
         request: &ExecRequest,
         user: &User,
+        group: Option<BorrowedFd<'_>>,
         stdio: [BorrowedFd<'_>; 3],
     ) -> Result<i32, ExecError> {
         let program = request.argv.first().ok_or_else(|| ExecError::Invalid {
@@ -113,6 +120,7 @@ impl World {
             terminal: request.tty.is_some(),
             ids: change_of_identity(user),
             limits: &request.limits,
+            group,
         };
         sys::launch(&launch).map_err(|(step, errno)| explain(step, errno, program, cwd, request))
     }

@@ -178,6 +178,29 @@ impl HostEndpoint {
         self.mux.open(&message::encode(request))
     }
 
+    /// Takes an id for a stream whose program was started on another link, and whose frames
+    /// will come on this one. Nothing is sent. Its output has all of its credit; its input
+    /// has none until [`resume_input`](HostEndpoint::resume_input).
+    ///
+    /// # Errors
+    /// As [`open`](HostEndpoint::open).
+    pub fn adopt(&mut self) -> Result<StreamId, Error> {
+        let stream = self.mux.adopt()?;
+        self.mux.resume_input(stream, 0, true);
+        Ok(stream)
+    }
+
+    /// Says how many bytes of input an adopted stream takes, and whether it takes any at all.
+    pub fn resume_input(&mut self, stream: StreamId, credit: u32, open: bool) {
+        self.mux.resume_input(stream, credit, open);
+    }
+
+    /// Forgets a stream that goes on on another link. Nothing is sent, and no frame of it may
+    /// come any more.
+    pub fn hand_over(&mut self, stream: StreamId) {
+        self.mux.hand_over(stream);
+    }
+
     /// Sends a command to an open stream.
     ///
     /// # Errors

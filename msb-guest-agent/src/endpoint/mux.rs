@@ -352,6 +352,12 @@ impl Mux {
                 max: MAX_MESSAGE,
             });
         }
+        let stream = self.insert(Stream::new(false))?;
+        put_message(&mut self.out, Kind::Open, stream, request);
+        Ok(stream)
+    }
+
+    fn insert(&mut self, state: Stream) -> Result<StreamId, Error> {
         // Given-up streams count: the guest has not let go of them yet.
         if self.streams.len() >= MAX_STREAMS {
             return Err(Error::TooManyStreams { max: MAX_STREAMS });
@@ -361,10 +367,36 @@ impl Mux {
         }
         let stream = StreamId(self.next_id);
         self.next_id = following(self.next_id);
-        self.streams.insert(stream, Stream::new(false));
+        self.streams.insert(stream, state);
         self.open += 1;
-        put_message(&mut self.out, Kind::Open, stream, request);
         Ok(stream)
+    }
+
+    /// Host: takes a free id for a stream that was opened on another link.
+    pub(super) fn adopt(&mut self) -> Result<StreamId, Error> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let mut stream = Stream::new(false);
+        stream.started = true;
+        self.insert(stream)
+    }
+
+    /// Host: says what is left of the input of an adopted stream.
+    pub(super) fn resume_input(&mut self, stream: StreamId, credit: u32, open: bool) {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            let flow = &mut state.flows[Channel::Stdin.index()];
+            flow.credit = credit.min(INITIAL_WINDOW);
+            flow.eof = !open;
+        }
+    }
+
+    /// Host: forgets a stream that somebody else goes on with.
+    pub(super) fn hand_over(&mut self, stream: StreamId) {
+        self.let_go(stream);
+        if let Some(state) = self.streams.remove(&stream) {
+            self.assembling -= state.parts.len();
+        }
     }
 
     pub(super) fn control(&mut self, message: &[u8]) {

@@ -3,7 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Errno, FileAnswer, FileError, FileRequest, GuestMetrics, Metadata};
+use super::{
+    ByteString, Errno, FileAnswer, FileError, FileRequest, GuestMetrics, Metadata, Trouble,
+};
 
 /// What a new stream is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +176,14 @@ pub enum StreamEvent {
     FileFailed(FileError),
     /// What is used in the guest. The stream closes.
     Metrics(Box<GuestMetrics>),
+    /// Instead of [`Exited`](Self::Exited): the command did not succeed, and something else
+    /// may be why.
+    Troubled {
+        /// How it ended.
+        status: ExitStatus,
+        /// What ran out or broke while it ran.
+        troubles: Vec<Trouble>,
+    },
 }
 
 impl StreamEvent {

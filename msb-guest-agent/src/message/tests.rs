@@ -172,6 +172,14 @@ fn agent_messages() {
     pin(AgentMessage::Frozen, "07");
     pin(AgentMessage::Thawed, "08");
     pin(AgentMessage::ClockSet, "09");
+    let program = Some("sh".into());
+    let trouble = Trouble::OutOfMemory { killed: 2, program };
+    pin(AgentMessage::Trouble(trouble), "0a 00 02 01 02 7368");
+    let (size, files) = (300, true);
+    let trouble = Trouble::DiskFull { size, files };
+    pin(AgentMessage::Trouble(trouble), "0a 01 ac02 01");
+    let trouble = Trouble::DiskFailed { count: 1 };
+    pin(AgentMessage::Trouble(trouble), "0a 02 01");
 }
 
 #[test]
@@ -214,6 +222,16 @@ fn stream_messages() {
         core_dumped: false,
     };
     pin(StreamEvent::Exited(killed), "01 01 09 00");
+    pin(
+        StreamEvent::Troubled {
+            status: killed,
+            troubles: vec![Trouble::OutOfMemory {
+                killed: 1,
+                program: None,
+            }],
+        },
+        "0a 01 09 00 01 00 01 00",
+    );
     let failed = StreamEvent::Failed;
     let program = || ByteString::from("p");
     pin(

@@ -141,7 +141,10 @@ impl Session {
     fn forget_streams(&mut self) {
         self.endpoint = GuestEndpoint::new();
         self.by_pid.clear();
-        let execs = std::mem::take(&mut self.execs);
+        let mut execs = std::mem::take(&mut self.execs);
+        for exec in execs.values_mut() {
+            self.leave_group(exec);
+        }
         let orphans = execs.into_values().filter_map(Exec::into_orphan);
         self.orphans.extend(orphans);
         for (_, dial) in std::mem::take(&mut self.dials) {
