@@ -18,8 +18,8 @@ pub(crate) use self::host::{
 };
 pub(crate) use self::image::{ImageArgs, ImageCommand, PullArgs};
 pub(crate) use self::life::{
-    CpArgs, CreateArgs, ExecArgs, ListArgs, LogsArgs, LsArgs, NamesArgs, PsArgs, RestartArgs,
-    RmArgs, ShellArgs, StartArgs, StopArgs,
+    AttachArgs, CpArgs, CreateArgs, ExecArgs, ListArgs, LogsArgs, LsArgs, NamesArgs, PsArgs,
+    RestartArgs, RmArgs, ShellArgs, StartArgs, StopArgs,
 };
 pub(crate) use self::snapshot::{ForkArgs, SnapshotArgs, SnapshotCommand};
 pub(crate) use self::watch::{EventKindArg, EventsArgs, MetricsArgs, TopArgs};
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     /// Open a shell in a sandbox that runs
     #[command(visible_alias = "sh")]
     Shell(ShellArgs),
+    /// Come back to a program that was let go of with the detach keys
+    Attach(AttachArgs),
     /// Start sandboxes that are stopped; their files are as they were left
     Start(StartArgs),
     /// Stop sandboxes in order

@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod detach;
 mod installed;
 mod meant;
 mod network;
@@ -74,6 +75,7 @@ async fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Create(create) => commands::create::run(*create).await,
         Command::Exec(exec) => commands::exec::run(exec).await,
         Command::Cp(cp) => commands::cp::run(cp).await,
+        Command::Attach(attach) => commands::attach::run(attach).await,
         Command::Shell(shell) => commands::shell::run(shell).await,
         Command::Start(names) => commands::start::run(names).await,
         Command::Stop(stop) => commands::stop::run(stop).await,

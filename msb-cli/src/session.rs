@@ -2,12 +2,16 @@
 
 use std::io::{self, Write};
 
-use msb_sdk::{Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Sandbox, Signal};
+use msb_sdk::{
+    Error, ExecEvent, ExecHandle, ExecOptions, ExecStdin, Sandbox, SessionId, Signal, Trouble,
+    TtySize,
+};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Failure;
+use crate::detach::DetachKeys;
 use crate::terminal::{self, RawMode};
 
 /// How much of standard input is read at once.
@@ -28,12 +32,21 @@ const FORWARDED: [(SignalKind, u8); 4] = [
 const PATIENCE: u32 = 3;
 
 /// How the program is connected to what this process has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Session {
     /// Pass standard input on.
     pub(crate) stdin: bool,
     /// Give it a terminal.
     pub(crate) tty: bool,
+    /// What lets go of it; nothing, where the sandbox ends with this process.
+    detach: Option<DetachKeys>,
+}
+
+/// How following a program ended.
+enum Followed {
+    Ended(u8),
+    /// It goes on.
+    LetGo(SessionId),
 }
 
 impl Session {
@@ -47,7 +60,14 @@ impl Session {
             });
         }
         let stdin = piped || interactive;
-        Ok(Self { stdin, tty })
+        let detach = None;
+        Ok(Self { stdin, tty, detach })
+    }
+
+    /// The program can be let go of by these keys, where it has this terminal.
+    pub(crate) fn detached_by(mut self, keys: DetachKeys) -> Self {
+        self.detach = Some(keys);
+        self
     }
 
     /// Runs a program to its end; returns its exit code.
@@ -69,17 +89,58 @@ impl Session {
             // There is no program yet to deal with it.
             Some(number) = signals.recv() => return Ok(128 + number),
         };
+        self.attend(sandbox, handle, signals).await
+    }
+
+    /// Goes on with a program that was let go of.
+    pub(crate) async fn resume(
+        self,
+        sandbox: &Sandbox,
+        handle: ExecHandle,
+        signals: mpsc::Receiver<u8>,
+    ) -> Result<u8, Failure> {
+        if self.tty {
+            // A program that draws draws again only if the size is another.
+            let size = terminal::size();
+            let rows = size.rows.saturating_sub(1).max(1);
+            handle.resize(TtySize { rows, ..size });
+            handle.resize(size);
+        }
+        self.attend(sandbox, handle, signals).await
+    }
+
+    async fn attend(
+        self,
+        sandbox: &Sandbox,
+        handle: ExecHandle,
+        signals: mpsc::Receiver<u8>,
+    ) -> Result<u8, Failure> {
         let raw = if self.tty && self.stdin {
             RawMode::enter()
         } else {
             None
         };
+        let (let_go, asked) = mpsc::channel(1);
         if self.stdin {
-            tokio::spawn(feed(handle.stdin()));
+            let keys = self.detach.filter(|_| raw.is_some());
+            tokio::spawn(feed(handle.stdin(), keys, let_go));
         }
-        let code = follow(handle, program, self.tty, signals).await;
+        let mut troubles = Vec::new();
+        let followed = follow(handle, program, self.tty, signals, asked, &mut troubles).await;
         drop(raw);
-        code
+        for trouble in &troubles {
+            terminal::complain(&format!("msb: {}", sandbox.explain(trouble)));
+        }
+        match followed? {
+            Followed::Ended(code) => Ok(code),
+            Followed::LetGo(id) => {
+                let name = &sandbox.spec().name;
+                terminal::complain(&format!(
+                    "\nit goes on; `msb attach {name} {id}` comes back"
+                ));
+                Ok(0)
+            }
+        }
     }
 }
 
@@ -89,39 +150,48 @@ async fn follow(
     program: String,
     tty: bool,
     mut signals: mpsc::Receiver<u8>,
-) -> Result<u8, Failure> {
+    mut let_go: mpsc::Receiver<()>,
+    troubles: &mut Vec<Trouble>,
+) -> Result<Followed, Failure> {
     let mut resized = signal(SignalKind::window_change()).ok();
     let mut asked = 0;
+    let mut gone = None;
     loop {
         tokio::select! {
             event = handle.recv() => match event {
                 Some(ExecEvent::Stdout(data)) => {
                     if let Some(code) = write(&mut io::stdout().lock(), &data, "standard output")? {
-                        return Ok(code);
+                        return Ok(Followed::Ended(code));
                     }
                 }
                 Some(ExecEvent::Stderr(data)) => {
                     if let Some(code) = write(&mut io::stderr().lock(), &data, "standard error")? {
-                        return Ok(code);
+                        return Ok(Followed::Ended(code));
                     }
                 }
-                Some(ExecEvent::Exited(status)) => return Ok(status.code()),
+                Some(ExecEvent::Trouble(trouble)) => troubles.push(trouble),
+                Some(ExecEvent::Exited(status)) => return Ok(Followed::Ended(status.code())),
                 Some(ExecEvent::TimedOut { after }) => {
                     return Err(Error::TimedOut { program, after }.into());
                 }
                 Some(ExecEvent::Lost { reason }) => return Err(Error::Gone { reason }.into()),
                 Some(_) => {}
-                None => return Err(Error::Gone { reason: "the program's end was not reported".into() }.into()),
+                None => return match gone {
+                    Some(id) => Ok(Followed::LetGo(id)),
+                    None => Err(Error::Gone { reason: "the program's end was not reported".into() }.into()),
+                },
             },
             Some(number) = signals.recv() => {
                 asked += 1;
                 if asked > PATIENCE {
-                    return Ok(128 + number);
+                    return Ok(Followed::Ended(128 + number));
                 }
                 if let Ok(signal) = Signal::try_from(number) {
                     handle.signal(signal);
                 }
             }
+            // What was under way is still to come.
+            Some(()) = let_go.recv(), if gone.is_none() => gone = Some(handle.detach().await?),
             Some(()) = next(&mut resized), if tty => handle.resize(terminal::size()),
         }
     }
@@ -147,14 +217,22 @@ fn write(out: &mut impl Write, data: &[u8], name: &str) -> Result<Option<u8>, Fa
 }
 
 /// Feeds standard input to the program.
-async fn feed(stdin: ExecStdin) {
+async fn feed(stdin: ExecStdin, mut keys: Option<DetachKeys>, let_go: mpsc::Sender<()>) {
     let mut input = tokio::io::stdin();
     let mut chunk = vec![0; STDIN_CHUNK];
     loop {
         match input.read(&mut chunk).await {
             Ok(0) | Err(_) => break,
             Ok(count) => {
-                if stdin.write(chunk[..count].to_vec()).await.is_err() {
+                let (input, detached) = match &mut keys {
+                    Some(keys) => keys.take(&chunk[..count]),
+                    None => (chunk[..count].to_vec(), false),
+                };
+                if stdin.write(input).await.is_err() {
+                    return;
+                }
+                if detached {
+                    let _ = let_go.send(()).await;
                     return;
                 }
             }

@@ -498,6 +498,8 @@ pub(crate) fn await_ready(
                 | FromSupervisor::Machine(_)
                 | FromSupervisor::Metrics(_)
                 | FromSupervisor::Life(_)
+                | FromSupervisor::Sessions(_)
+                | FromSupervisor::Kept { .. }
                 | FromSupervisor::Ended { .. } => {
                     return Err(protocol());
                 }

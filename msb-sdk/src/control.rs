@@ -25,6 +25,7 @@ use crate::metrics::HostMetrics;
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 use crate::progress::VmStep;
 use crate::secret::Values;
+use crate::session::{SessionAnswer, SessionRequest};
 use crate::spec::SandboxSpec;
 
 /// From the SDK to the supervisor, after the [`Launch`].
@@ -47,6 +48,8 @@ pub(crate) enum ToSupervisor {
     WatchLife,
     /// Say what the host sees of what the sandbox uses. Each is answered, in order.
     Metrics,
+    /// Something about programs that nobody listens to. Each is answered, in order.
+    Sessions(SessionRequest),
 }
 
 /// What to start: everything the supervisor needs to know.
@@ -90,6 +93,16 @@ pub(crate) enum FromSupervisor {
     Machine(MachineAnswer),
     /// What the host sees of what the sandbox uses.
     Metrics(HostMetrics),
+    /// What came of the next request about programs that nobody listens to.
+    Sessions(SessionAnswer),
+    /// A piece of what was kept of the output of such a program. No credit is given for it.
+    Kept {
+        /// As the client numbers it.
+        stream: u32,
+        channel: u8,
+        /// In base64.
+        data: String,
+    },
     /// The sandbox has ended and is cleaned up. Nothing follows.
     Ended {
         /// Why, in words.

@@ -240,6 +240,12 @@ pub enum Error {
         /// How long it had.
         after: std::time::Duration,
     },
+    /// The program, or one that it ran, was killed because memory ran out.
+    #[error("{program} was killed: the sandbox is out of memory")]
+    OutOfMemory {
+        /// The program's name as given.
+        program: String,
+    },
     /// An operation on the guest's files failed.
     #[error("cannot {operation} {} in the sandbox: {fault}", shown(path))]
     File {
@@ -302,6 +308,7 @@ impl Error {
             Self::NoAnswer { name } => {
                 return Some(format!("see what it does: `msb ls`, `msb metrics {name}`"));
             }
+            Self::OutOfMemory { .. } => "give the sandbox more memory: --memory, or memory_mib",
             Self::OutputTooLong { .. } => "read its output as it comes, with exec_with",
             Self::NoHome => "set MSB_HOME to a folder that you may write to",
             Self::Home { source, .. } => return home_hint(source),
@@ -340,13 +347,14 @@ impl Error {
     }
 
     /// The exit code that container tools give this failure: 127 for a program
-    /// that is not there, 126 for one that can't be executed, 125 otherwise; and 124, as
-    /// `timeout(1)`, for one whose time was up.
+    /// that is not there, 126 for one that can't be executed, 137 for one that was killed,
+    /// 125 otherwise; and 124, as `timeout(1)`, for one whose time was up.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Exec { reason, .. } => exec_exit_code(reason),
             Self::TimedOut { .. } => 124,
+            Self::OutOfMemory { .. } => 137,
             _ => 125,
         }
     }

@@ -104,6 +104,13 @@ pub enum LifeEvent {
         /// How it ended, in words.
         reason: String,
     },
+    /// Something ran out or broke in it.
+    Trouble {
+        /// `out-of-memory`, `disk-full` or `disk-failed`.
+        trouble: String,
+        /// In words, with what to do about it.
+        reason: String,
+    },
     /// Events are missing here: nobody took them in time.
     Lost {
         /// How many.
@@ -152,6 +159,7 @@ impl fmt::Display for LifeEvent {
                 reason,
                 ..
             } => write!(f, "exec {pid} ended: {program}: {reason}"),
+            Self::Trouble { reason, .. } => f.write_str(reason),
             Self::Lost { count } => write!(f, "lost {count} events"),
             Self::Other => f.write_str("something else"),
         }

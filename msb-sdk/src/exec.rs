@@ -1,12 +1,13 @@
 //! Running programs in a sandbox.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::time::Duration;
 
 use bytes::Bytes;
 use msb_guest_agent::message::{
     ByteString, ExecError, ExecRequest, ExitStatus, Limit, Request, Resource, Signal,
-    StreamCommand, StreamEvent, TtySize,
+    StreamCommand, StreamEvent, Trouble, TtySize,
 };
 use msb_guest_agent::wire::{Channel, StreamId};
 use tokio::sync::{mpsc, oneshot};
@@ -14,11 +15,18 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::link::{Ask, Item, Link};
+use crate::session::{About, Session, SessionId};
 
 /// The most output that [`Output`] collects, each of stdout and stderr, in
 /// bytes. The guest decides how much it writes; a caller that wants more reads
 /// it from an [`ExecHandle`] as it comes.
 const MAX_COLLECTED: usize = 64 << 20;
+
+/// The most of a command line that others are told, in bytes.
+const MAX_SHOWN: usize = 200;
+
+/// The exit code of a program that was killed, as a shell has it.
+const KILLED: u8 = 128 + 9;
 
 /// What to run and how.
 #[derive(Clone, Debug, Default)]
@@ -117,6 +125,14 @@ impl ExecOptions {
         self
     }
 
+    /// The words, as one line that is fit for showing.
+    fn command_line(&self) -> String {
+        let words: Vec<String> = self.request.argv.iter().map(ToString::to_string).collect();
+        let mut line = words.join(" ");
+        line.truncate(line.floor_char_boundary(MAX_SHOWN));
+        line
+    }
+
     /// The program's name, as it was given.
     #[must_use]
     pub fn program(&self) -> String {
@@ -136,6 +152,8 @@ pub enum ExecEvent {
     Stdout(Bytes),
     /// It wrote to standard error.
     Stderr(Bytes),
+    /// It did not succeed, and this may be why: its end follows.
+    Trouble(Trouble),
     /// It ended; nothing follows.
     Exited(ExitStatus),
     /// Its time was up, and it was killed; nothing follows.
@@ -160,6 +178,12 @@ pub struct ExecHandle {
     pid: u32,
     /// When the program is killed, and how long it had.
     deadline: Option<(Instant, Duration)>,
+    /// Its command line, as others are told of it.
+    command: String,
+    /// The supervisor has its stream.
+    detached: bool,
+    /// What is still to be said of its end.
+    end: VecDeque<ExecEvent>,
     over: bool,
 }
 
@@ -167,6 +191,7 @@ impl ExecHandle {
     /// Starts a program; returns when it runs.
     pub(crate) async fn start(link: &Link, options: ExecOptions) -> Result<Self, Error> {
         let program = options.program();
+        let command = options.command_line();
         let deadline = options.timeout.map(|after| (Instant::now() + after, after));
         let (stream, items) = link.open(Request::Exec(options.request)).await?;
         // From here on the stream is this handle's to give up.
@@ -177,6 +202,9 @@ impl ExecHandle {
             program: program.clone(),
             pid: 0,
             deadline,
+            command,
+            detached: false,
+            end: VecDeque::new(),
             over: false,
         };
         match handle.items.recv().await {
@@ -220,6 +248,10 @@ impl ExecHandle {
     /// hundred KiB, and nothing else.
     pub async fn recv(&mut self) -> Option<ExecEvent> {
         while !self.over {
+            if let Some(event) = self.end.pop_front() {
+                self.over = self.end.is_empty();
+                return Some(event);
+            }
             let item = match self.deadline {
                 None => self.items.recv().await,
                 Some((at, after)) => tokio::select! {
@@ -246,9 +278,19 @@ impl ExecHandle {
                         _ => ExecEvent::Stdout(data),
                     });
                 }
+                Some(Item::Kept(channel, data)) => {
+                    return Some(match channel {
+                        Channel::Stderr => ExecEvent::Stderr(data),
+                        _ => ExecEvent::Stdout(data),
+                    });
+                }
                 Some(Item::Event(StreamEvent::Exited(status))) => {
                     self.over = true;
                     return Some(ExecEvent::Exited(status));
+                }
+                Some(Item::Event(StreamEvent::Troubled { status, troubles })) => {
+                    self.end = troubles.into_iter().map(ExecEvent::Trouble).collect();
+                    self.end.push_back(ExecEvent::Exited(status));
                 }
                 // The end of output comes as an event, too.
                 Some(Item::Event(_) | Item::Eof(_)) => {}
@@ -257,6 +299,7 @@ impl ExecHandle {
                     let reason = "the guest gave the program up".into();
                     return Some(ExecEvent::Lost { reason });
                 }
+                None if self.detached => self.over = true,
                 None => {
                     self.over = true;
                     let reason = self.link.ended().await.reason;
@@ -267,16 +310,86 @@ impl ExecHandle {
         None
     }
 
+    /// Lets go of the program without ending it: it goes on, and what it writes from now on is
+    /// kept, up to some screens of it. [`Sandbox::attach`](crate::Sandbox::attach) comes back
+    /// to it, in this process or another. Output that was under way is still to be had from
+    /// [`ExecHandle::recv`], which then ends. Its [timeout](ExecOptions::timeout) is off.
+    ///
+    /// ```no_run
+    /// # async fn demo(sandbox: msb_sdk::Sandbox) -> Result<(), msb_sdk::Error> {
+    /// use msb_sdk::ExecOptions;
+    ///
+    /// let mut build = sandbox.exec_with(ExecOptions::new("make", ["-j2"])).await?;
+    /// let id = build.detach().await?;
+    /// // Later:
+    /// let output = sandbox.attach(id).await?.output().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Machine`] when it has ended, or too many were let go of: then it is still this
+    /// handle's. [`Error::Gone`] when the sandbox has ended.
+    pub async fn detach(&mut self) -> Result<SessionId, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.link.ask(Ask::Detach {
+            stream: self.stream,
+            about: About {
+                command: self.command.clone(),
+                pid: self.pid,
+            },
+            reply,
+        });
+        match answer.await {
+            Ok(Ok(Session::Detached(id))) => {
+                self.detached = true;
+                self.deadline = None;
+                Ok(id)
+            }
+            Ok(Ok(_)) => Err(Error::gone("its supervisor said something else")),
+            Ok(Err(failure)) => Err(failure.into()),
+            Err(_) => Err(self.link.gone().await),
+        }
+    }
+
+    /// Comes back to a program that was let go of.
+    pub(crate) async fn attach(link: &Link, id: SessionId) -> Result<Self, Error> {
+        let (stream, about, items) = link.attach(id).await?;
+        let program = about.command.split(' ').next().unwrap_or_default();
+        Ok(Self {
+            link: link.clone(),
+            stream,
+            items,
+            program: program.to_owned(),
+            pid: about.pid,
+            deadline: None,
+            command: about.command,
+            detached: false,
+            end: VecDeque::new(),
+            over: false,
+        })
+    }
+
+    /// Its command line, cut to a length fit for showing.
+    #[must_use]
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
     /// Waits for the end and passes over output.
     ///
     /// # Errors
     /// [`Error::Gone`] when the sandbox ended under the program, [`Error::TimedOut`] when its
-    /// time was up.
+    /// time was up, [`Error::OutOfMemory`] when it was killed because memory ran out.
     pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
+        let mut troubles = Vec::new();
         loop {
             let event = self.recv().await;
-            if let Some(end) = self.end(event.as_ref()) {
+            if let Some(end) = self.end(event.as_ref(), &troubles) {
                 return end;
+            }
+            if let Some(ExecEvent::Trouble(trouble)) = event {
+                troubles.push(trouble);
             }
         }
     }
@@ -287,7 +400,7 @@ impl ExecHandle {
     /// As [`ExecHandle::wait`], and [`Error::OutputTooLong`] above 64 MiB of
     /// either output; the program is killed then.
     pub async fn output(mut self) -> Result<Output, Error> {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (mut stdout, mut stderr, mut troubles) = (Vec::new(), Vec::new(), Vec::new());
         let collect = |into: &mut Vec<u8>, data: &Bytes| {
             if into.len() + data.len() > MAX_COLLECTED {
                 return Err(Error::OutputTooLong { max: MAX_COLLECTED });
@@ -302,19 +415,36 @@ impl ExecHandle {
                 Some(ExecEvent::Stderr(data)) => collect(&mut stderr, data)?,
                 _ => {}
             }
-            if let Some(end) = self.end(event.as_ref()) {
+            if let Some(end) = self.end(event.as_ref(), &troubles) {
                 return Ok(Output {
                     status: end?,
                     stdout,
                     stderr,
+                    troubles,
                 });
+            }
+            if let Some(ExecEvent::Trouble(trouble)) = event {
+                troubles.push(trouble);
             }
         }
     }
 
     /// What an event means for whoever waits for the end.
-    fn end(&self, event: Option<&ExecEvent>) -> Option<Result<ExitStatus, Error>> {
+    fn end(
+        &self,
+        event: Option<&ExecEvent>,
+        troubles: &[Trouble],
+    ) -> Option<Result<ExitStatus, Error>> {
+        let killed = |trouble: &Trouble| matches!(trouble, Trouble::OutOfMemory { .. });
         Some(match event {
+            // A shell says so of a program that was killed.
+            Some(ExecEvent::Exited(status))
+                if status.code() == KILLED && troubles.iter().any(killed) =>
+            {
+                Err(Error::OutOfMemory {
+                    program: self.program.clone(),
+                })
+            }
             Some(ExecEvent::Exited(status)) => Ok(*status),
             Some(ExecEvent::TimedOut { after }) => Err(Error::TimedOut {
                 program: self.program.clone(),
@@ -338,7 +468,7 @@ impl ExecHandle {
 
     /// Sends a signal to the program's process group.
     pub fn signal(&self, signal: Signal) {
-        self.command(StreamCommand::Signal {
+        self.order(StreamCommand::Signal {
             signal,
             group: true,
         });
@@ -351,10 +481,10 @@ impl ExecHandle {
 
     /// Tells the program's terminal its new size.
     pub fn resize(&self, size: TtySize) {
-        self.command(StreamCommand::Resize(size));
+        self.order(StreamCommand::Resize(size));
     }
 
-    fn command(&self, command: StreamCommand) {
+    fn order(&self, command: StreamCommand) {
         self.link.ask(Ask::Command {
             stream: self.stream,
             command,
@@ -364,7 +494,7 @@ impl ExecHandle {
 
 impl Drop for ExecHandle {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.over && !self.detached {
             self.link.ask(Ask::Reset {
                 stream: self.stream,
             });
@@ -415,9 +545,16 @@ pub struct Output {
     status: ExitStatus,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    troubles: Vec<Trouble>,
 }
 
 impl Output {
+    /// What else may be why it did not succeed: a full disk, for one.
+    #[must_use]
+    pub fn troubles(&self) -> &[Trouble] {
+        &self.troubles
+    }
+
     /// How it ended.
     #[must_use]
     pub fn status(&self) -> ExitStatus {

@@ -120,6 +120,21 @@ pub struct ProgramStatus {
     pub at: SystemTime,
 }
 
+/// What ran out or broke in a sandbox since it was started: of each kind how often, and the
+/// last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TroubleStatus {
+    /// `out-of-memory`, `disk-full` or `disk-failed`.
+    pub kind: String,
+    /// The last one in words, with what to do about it.
+    pub message: String,
+    /// How often.
+    pub count: u64,
+    /// When the last one was.
+    pub at: SystemTime,
+}
+
 /// What is known of a sandbox at some moment.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -150,6 +165,8 @@ pub struct SandboxStatus {
     pub failed: bool,
     /// How its program ended, if it has one and that has ended.
     pub program: Option<ProgramStatus>,
+    /// What ran out or broke in it since it was started.
+    pub troubles: Vec<TroubleStatus>,
 }
 
 impl SandboxStatus {
@@ -170,6 +187,7 @@ impl SandboxStatus {
             reason: None,
             failed: false,
             program: None,
+            troubles: Vec::new(),
         };
         match (found.record, state) {
             (Ok(record), Ok(state)) => {
@@ -209,6 +227,15 @@ impl SandboxStatus {
             code: end.code,
             at: time(end.at),
         });
+        let troubles = state.troubles.into_iter();
+        self.troubles = troubles
+            .map(|note| TroubleStatus {
+                kind: note.kind,
+                message: note.message,
+                count: note.count,
+                at: time(note.at),
+            })
+            .collect();
         if in_use {
             if let (Phase::Running | Phase::Paused | Phase::Stopping, Some(ready)) =
                 (state.phase, state.ready)
@@ -228,7 +255,7 @@ impl SandboxStatus {
     }
 }
 
-fn time(millis: u64) -> SystemTime {
+pub(crate) fn time(millis: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(millis)
 }
 

@@ -55,11 +55,13 @@ mod progress;
 mod record;
 mod sandbox;
 mod secret;
+mod session;
 mod snapshot;
 mod socket;
 mod spec;
 mod state;
 mod supervisor;
+mod trouble;
 mod watch;
 
 pub use builder::SandboxBuilder;
@@ -70,14 +72,16 @@ pub use fs::{
     CopyOptions, CopyReport, DirEntries, DirEntry, FileFault, FileMetadata, FileReader, FileWriter,
     Fs, SkippedEntry, WriteOptions,
 };
-pub use handle::{ProgramStatus, SandboxHandle, SandboxStatus, Status};
+pub use handle::{ProgramStatus, SandboxHandle, SandboxStatus, Status, TroubleStatus};
 pub use home::{GuestBundle, Home};
 pub use image::{Images, UnusedImages};
 pub use logs::Logs;
 pub use metrics::{
     GuestMetrics, HostMetrics, Metrics, MetricsStream, NetworkMetrics, ProcessMetrics,
 };
-pub use msb_guest_agent::message::{ExecError, ExitStatus, FileKind, Resource, Signal, TtySize};
+pub use msb_guest_agent::message::{
+    ExecError, ExitStatus, FileKind, Resource, Signal, Trouble, TtySize,
+};
 pub use msb_oci::{Error as ImageError, Image, ImageConfig, PullEvent, PullPolicy, Reference};
 pub use msb_vmm::{EngineKind, Isolation};
 pub use network::{
@@ -89,6 +93,7 @@ pub use port::{PortProtocol, PublishedPort};
 pub use progress::{Progress, VmStep};
 pub use sandbox::{Sandbox, StartReport};
 pub use secret::{Secret, SecretSource, SecretSpec};
+pub use session::{SessionId, SessionInfo};
 pub use snapshot::{SnapshotBuilder, SnapshotInfo, Snapshots};
 pub use spec::{SandboxSpec, TlsSpec};
 pub use supervisor::hook as supervisor_hook;

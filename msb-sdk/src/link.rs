@@ -8,6 +8,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream as StdStream;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use msb_guest_agent::endpoint::{HostEndpoint, HostEvent};
 use msb_guest_agent::message::{Request, ResetCode, StreamCommand, StreamEvent};
@@ -24,6 +26,7 @@ use crate::machine::{MachineAnswer, MachineRequest, Source};
 use crate::metrics::HostMetrics;
 use crate::network::{NetworkEvent, Watcher};
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
+use crate::session::{About, Session, SessionAnswer, SessionId, SessionRequest};
 
 /// How much is read from the socket at once.
 const CHUNK: usize = 128 * 1024;
@@ -43,6 +46,8 @@ pub(crate) struct End {
 pub(crate) enum Item {
     Data(Channel, Bytes),
     Event(StreamEvent),
+    /// Output that was kept while nobody listened; it is not to be acknowledged.
+    Kept(Channel, Bytes),
     /// Nothing more comes on the channel.
     Eof(Channel),
     /// The guest gave the stream up.
@@ -91,6 +96,22 @@ pub(crate) enum Ask {
     /// What the host sees of what the sandbox uses.
     Metrics {
         reply: oneshot::Sender<HostMetrics>,
+    },
+    /// Let the supervisor have a stream.
+    Detach {
+        stream: StreamId,
+        about: About,
+        reply: oneshot::Sender<SessionAnswer>,
+    },
+    /// Take a stream up that the supervisor has.
+    Attach {
+        id: SessionId,
+        items: mpsc::UnboundedSender<Item>,
+        reply: oneshot::Sender<Result<(StreamId, About), Error>>,
+    },
+    /// Which streams the supervisor has.
+    Sessions {
+        reply: oneshot::Sender<SessionAnswer>,
     },
     /// Somebody wants to know what the network does.
     WatchNetwork(Watcher),
@@ -143,6 +164,7 @@ impl Link {
                 askers: VecDeque::new(),
                 machine_askers: VecDeque::new(),
                 metrics_askers: VecDeque::new(),
+                session_askers: VecDeque::new(),
             };
             let how = task.run(read, write, inbox).await;
             end_sender.send_replace(Some(how));
@@ -179,6 +201,20 @@ impl Link {
         self.ask(Ask::Ports { request, reply });
         match answer.await {
             Ok(answer) => Ok(answer?),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
+    /// Takes a stream up that the supervisor has.
+    pub(crate) async fn attach(
+        &self,
+        id: SessionId,
+    ) -> Result<(StreamId, About, mpsc::UnboundedReceiver<Item>), Error> {
+        let (items, inbox) = mpsc::unbounded_channel();
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Attach { id, items, reply });
+        match answer.await {
+            Ok(attached) => attached.map(|(stream, about)| (stream, about, inbox)),
             Err(_) => Err(self.gone().await),
         }
     }
@@ -242,6 +278,27 @@ struct Stream {
     /// Stdin that has no credit yet.
     waiting: Option<(Bytes, oneshot::Sender<Result<(), Error>>)>,
     finish: bool,
+    /// What was read while the supervisor is asked to take the stream over: nothing is said
+    /// on it meanwhile.
+    leaving: Option<Vec<(Channel, usize)>>,
+}
+
+impl Stream {
+    fn new(items: mpsc::UnboundedSender<Item>) -> Self {
+        Self {
+            items,
+            waiting: None,
+            finish: false,
+            leaving: None,
+        }
+    }
+}
+
+/// Who asked about programs that nobody listens to.
+enum SessionAsker {
+    List(oneshot::Sender<SessionAnswer>),
+    Detach(StreamId, oneshot::Sender<SessionAnswer>),
+    Attach(StreamId, oneshot::Sender<Result<(StreamId, About), Error>>),
 }
 
 struct Task {
@@ -262,6 +319,8 @@ struct Task {
     machine_askers: VecDeque<oneshot::Sender<MachineAnswer>>,
     /// Who asked for metrics, likewise.
     metrics_askers: VecDeque<oneshot::Sender<HostMetrics>>,
+    /// Who asked about programs that nobody listens to, likewise.
+    session_askers: VecDeque<SessionAsker>,
 }
 
 impl Task {
@@ -357,9 +416,63 @@ impl Task {
                     let _ = asker.send(metrics);
                 }
             }
+            FromSupervisor::Sessions(answer) => self.session_answered(answer),
+            FromSupervisor::Kept {
+                stream,
+                channel,
+                data,
+            } => {
+                if let (Some(channel), Ok(data)) =
+                    (Channel::from_wire(channel), BASE64.decode(data))
+                {
+                    self.pass(StreamId(stream), Item::Kept(channel, data.into()));
+                }
+            }
             _ => {}
         }
         None
+    }
+
+    fn session_answered(&mut self, answer: SessionAnswer) {
+        match self.session_askers.pop_front() {
+            Some(SessionAsker::List(reply)) => drop(reply.send(answer)),
+            Some(SessionAsker::Detach(stream, reply)) => {
+                if answer.is_ok() {
+                    self.endpoint.hand_over(stream);
+                    self.streams.remove(&stream);
+                } else if let Some(state) = self.streams.get_mut(&stream) {
+                    for (channel, len) in state.leaving.take().unwrap_or_default() {
+                        self.endpoint.consumed(stream, channel, len);
+                    }
+                }
+                let _ = reply.send(answer);
+            }
+            Some(SessionAsker::Attach(stream, reply)) => {
+                let attached = match answer {
+                    Ok(Session::Attached {
+                        about,
+                        credit,
+                        input,
+                    }) => {
+                        self.endpoint.resume_input(stream, credit, input);
+                        Ok((stream, about))
+                    }
+                    other => {
+                        self.endpoint.hand_over(stream);
+                        self.streams.remove(&stream);
+                        Err(match other {
+                            Err(failure) => failure.into(),
+                            Ok(_) => Error::gone("its supervisor said something else"),
+                        })
+                    }
+                };
+                // Whoever gave up asking does not want it: its handle's end would say so.
+                if reply.send(attached).is_err() {
+                    self.ask(Ask::Reset { stream });
+                }
+            }
+            None => {}
+        }
     }
 
     fn events(&mut self) -> Result<(), msb_guest_agent::Error> {
@@ -402,14 +515,7 @@ impl Task {
             } => {
                 let opened = self.endpoint.open(&request);
                 if let Ok(id) = opened {
-                    self.streams.insert(
-                        id,
-                        Stream {
-                            items,
-                            waiting: None,
-                            finish: false,
-                        },
-                    );
+                    self.streams.insert(id, Stream::new(items));
                 }
                 let _ = reply.send(opened.map_err(|error| Error::gone(error.to_string())));
             }
@@ -434,9 +540,19 @@ impl Task {
                 stream,
                 channel,
                 len,
-            } => self.endpoint.consumed(stream, channel, len),
+            } => match self.streams.get_mut(&stream) {
+                Some(Stream {
+                    leaving: Some(read),
+                    ..
+                }) => read.push((channel, len)),
+                _ => self.endpoint.consumed(stream, channel, len),
+            },
             // A stream that is over needs no command.
-            Ask::Command { stream, command } => drop(self.endpoint.command(stream, &command)),
+            Ask::Command { stream, command } => {
+                if !self.is_leaving(stream) {
+                    drop(self.endpoint.command(stream, &command));
+                }
+            }
             Ask::Reset { stream } => {
                 if self.streams.remove(&stream).is_some() {
                     self.endpoint.reset(stream, ResetCode::Cancelled);
@@ -461,11 +577,48 @@ impl Task {
                 self.life_watchers.push(watcher);
                 self.tell(&ToSupervisor::WatchLife);
             }
+            Ask::Detach {
+                stream,
+                about,
+                reply,
+            } => {
+                if let Some(state) = self.streams.get_mut(&stream) {
+                    // Input that waits for credit stays behind.
+                    state.waiting = None;
+                    state.finish = false;
+                    state.leaving = Some(Vec::new());
+                }
+                self.session_askers
+                    .push_back(SessionAsker::Detach(stream, reply));
+                let stream = stream.0;
+                let request = SessionRequest::Detach { stream, about };
+                self.tell(&ToSupervisor::Sessions(request));
+            }
+            Ask::Attach { id, items, reply } => match self.endpoint.adopt() {
+                Ok(stream) => {
+                    self.streams.insert(stream, Stream::new(items));
+                    self.session_askers
+                        .push_back(SessionAsker::Attach(stream, reply));
+                    let stream = stream.0;
+                    let request = SessionRequest::Attach { id, stream };
+                    self.tell(&ToSupervisor::Sessions(request));
+                }
+                Err(error) => drop(reply.send(Err(Error::gone(error.to_string())))),
+            },
+            Ask::Sessions { reply } => {
+                self.session_askers.push_back(SessionAsker::List(reply));
+                self.tell(&ToSupervisor::Sessions(SessionRequest::List));
+            }
             Ask::WatchNetwork(watcher) => {
                 self.watchers.push(watcher);
                 self.tell(&ToSupervisor::WatchNetwork);
             }
         }
+    }
+
+    fn is_leaving(&self, stream: StreamId) -> bool {
+        let stream = self.streams.get(&stream);
+        stream.is_some_and(|stream| stream.leaving.is_some())
     }
 
     /// Says something to the supervisor, behind what is being written.
@@ -487,6 +640,10 @@ impl Task {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
+        if stream.leaving.is_some() {
+            stream.waiting = None;
+            return;
+        }
         if let Some((mut data, reply)) = stream.waiting.take() {
             match self.endpoint.send(id, &data) {
                 Ok(sent) if sent < data.len() => {

@@ -21,6 +21,7 @@ use crate::control::Ready;
 use crate::error::Error;
 use crate::home::unusable;
 use crate::spec::SandboxSpec;
+use crate::trouble::TroubleNote;
 
 /// The version of both files that is written here.
 const VERSION: u32 = 1;
@@ -58,6 +59,9 @@ pub(crate) struct State {
     /// How the program that was started with the sandbox ended.
     #[serde(default)]
     pub(crate) program: Option<ProgramEnd>,
+    /// What ran out or broke in it, a note for each kind.
+    #[serde(default)]
+    pub(crate) troubles: Vec<TroubleNote>,
 }
 
 /// See [`State`].
@@ -136,6 +140,7 @@ impl State {
             ready: None,
             end: None,
             program: None,
+            troubles: Vec::new(),
         }
     }
 

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use msb_guest_agent::message::Trouble;
 use msb_oci::Image;
+use tokio::sync::oneshot;
 
 use crate::builder::SandboxBuilder;
 use crate::control::{Ready, ToSupervisor};
@@ -14,7 +16,9 @@ use crate::home::Home;
 use crate::link::{Ask, Link};
 use crate::network::{NetworkEvents, Watcher};
 use crate::port::{PortRequest, PublishedPort};
+use crate::session::{Listed, Session, SessionId, SessionInfo};
 use crate::spec::SandboxSpec;
+use crate::trouble::explain;
 
 /// How long programs have to end themselves when a sandbox is stopped: as long
 /// as container tools give them.
@@ -129,6 +133,39 @@ impl Sandbox {
     #[must_use]
     pub fn fs(&self) -> Fs {
         Fs::new(self.link.clone())
+    }
+
+    /// The programs that were [let go of](ExecHandle::detach) and not come back to.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the sandbox has ended.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.link.ask(Ask::Sessions { reply });
+        match answer.await {
+            Ok(Ok(Session::List(listed))) => {
+                Ok(listed.into_iter().map(Listed::into_info).collect())
+            }
+            Ok(Ok(_)) => Err(Error::gone("its supervisor said something else")),
+            Ok(Err(failure)) => Err(failure.into()),
+            Err(_) => Err(self.link.gone().await),
+        }
+    }
+
+    /// Comes back to a program that was [let go of](ExecHandle::detach): what was kept of its
+    /// output comes first. Dropping the handle kills the program, as that of any other.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] when there is none of this number, [`Error::Gone`] when the sandbox
+    /// has ended.
+    pub async fn attach(&self, id: SessionId) -> Result<ExecHandle, Error> {
+        ExecHandle::attach(&self.link, id).await
+    }
+
+    /// Says what ran out or broke in it, in words that name what to do about it.
+    #[must_use]
+    pub fn explain(&self, trouble: &Trouble) -> String {
+        explain(trouble, &self.spec, &self.home.sandboxes())
     }
 
     /// Starts a program and returns a handle to it.

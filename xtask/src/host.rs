@@ -52,6 +52,7 @@ const TEST: Packages = Packages {
         "iproute2",
         "iputils-ping",
         "libcap2-bin",
+        "tmux",
         "traceroute",
         "zstd",
     ],

@@ -1,6 +1,7 @@
 //! Arguments of the commands for sandboxes that live on.
 
 use super::{BoundsArgs, FormatArg, NetworkArgs, SandboxArgs};
+use crate::detach::{self, DetachKeys};
 
 /// Arguments of `msb create`.
 #[derive(Debug, clap::Args)]
@@ -72,6 +73,9 @@ pub(crate) struct ExecArgs {
     /// Start the sandbox if it does not run, and make it from this file if there is none
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) file: Option<std::path::PathBuf>,
+    /// Keys that let go of a program at a terminal, which goes on; none if empty
+    #[arg(long, value_name = "KEYS", default_value = detach::DEFAULT)]
+    pub(crate) detach_keys: DetachKeys,
     /// Name of the sandbox
     pub(crate) name: String,
     /// Program and arguments
@@ -114,11 +118,45 @@ pub(crate) struct ShellArgs {
     /// Start the sandbox if it does not run, and make it from this file if there is none
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) file: Option<std::path::PathBuf>,
+    /// Keys that let go of the shell, which goes on; none if empty
+    #[arg(long, value_name = "KEYS", default_value = detach::DEFAULT)]
+    pub(crate) detach_keys: DetachKeys,
     /// Name of the sandbox
     pub(crate) name: String,
     /// Script to run in the image's shell instead of opening one
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) script: Vec<String>,
+}
+
+/// Arguments of `msb attach`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: as for msb run; 0 when it is let go of again.
+
+Examples:
+  msb attach app
+  msb attach --list app
+  msb attach app 3")]
+pub(crate) struct AttachArgs {
+    /// List the programs that were let go of
+    #[arg(short = 'l', long, conflicts_with = "session")]
+    pub(crate) list: bool,
+    /// How to print the list
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "table",
+        requires = "list"
+    )]
+    pub(crate) format: FormatArg,
+    /// Keys that let go of it again; none if empty
+    #[arg(long, value_name = "KEYS", default_value = detach::DEFAULT)]
+    pub(crate) detach_keys: DetachKeys,
+    /// Name of the sandbox
+    pub(crate) name: String,
+    /// Number of the program, as it was told; may be left out where there is one only
+    #[arg(value_name = "ID")]
+    pub(crate) session: Option<msb_sdk::SessionId>,
 }
 
 /// Arguments of commands that take nothing but names.

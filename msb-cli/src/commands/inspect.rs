@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use msb_sdk::{Sandbox, SandboxStatus};
+use msb_sdk::{Sandbox, SandboxStatus, TroubleStatus};
 use serde_json::{Value, json};
 
 use crate::args::NamesArgs;
@@ -29,6 +29,7 @@ pub(crate) fn describe(sandbox: &SandboxStatus) -> Value {
     });
     let mut spec = json!(sandbox.spec);
     hide_sources(&mut spec);
+    let troubles: Vec<_> = sandbox.troubles.iter().map(trouble).collect();
     json!({
         "name": sandbox.name,
         "status": sandbox.status.to_string(),
@@ -43,7 +44,17 @@ pub(crate) fn describe(sandbox: &SandboxStatus) -> Value {
         "vmm_pid": sandbox.pids.map(|(_, vmm)| vmm),
         "ports": sandbox.ports,
         "program": program,
+        "troubles": troubles,
         "spec": spec,
+    })
+}
+
+fn trouble(trouble: &TroubleStatus) -> Value {
+    json!({
+        "kind": trouble.kind,
+        "message": trouble.message,
+        "count": trouble.count,
+        "at": millis(Some(trouble.at)),
     })
 }
 

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod attach;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod create;

@@ -14,7 +14,8 @@ pub(crate) const BEST: &str =
 pub(crate) async fn run(args: ShellArgs) -> Result<u8, Failure> {
     let terminal = terminal::stdin_is_terminal();
     let script = args.script.join(" ");
-    let session = Session::new(terminal, terminal && script.is_empty())?;
+    let session =
+        Session::new(terminal, terminal && script.is_empty())?.detached_by(args.detach_keys);
     let sandbox = sandbox::open(&args.name, args.file.as_deref()).await?;
     let mut options = if script.is_empty() {
         ExecOptions::new("/bin/sh", ["-c", BEST])

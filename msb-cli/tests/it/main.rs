@@ -22,4 +22,6 @@ mod secrets;
 mod state;
 mod surface;
 mod terminal;
+mod tmux;
+mod trouble;
 mod watching;

@@ -88,7 +88,7 @@ impl FileStream {
                     });
                 }
                 Some(Item::Eof(_)) => {}
-                Some(Item::Event(_)) => return Err(self.fails(senseless())),
+                Some(Item::Event(_) | Item::Kept(..)) => return Err(self.fails(senseless())),
                 Some(Item::Reset) => {
                     self.over = true;
                     return Err(Error::gone("the guest gave the operation up"));

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
-use msb_guest_agent::wire::{Frame, FrameDecoder};
+use msb_guest_agent::wire::{Frame, FrameDecoder, StreamId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,11 +19,13 @@ use super::execs::Execs;
 use super::journal::{Journal, Place};
 use super::meter::Meter;
 use super::relay::{CHUNK, End};
-use super::routes::{ClientId, Passed, Routes};
+use super::routes::{ClientId, Passed, Routes, TakenUp};
 use crate::control::{self, FromSupervisor, ToSupervisor};
 use crate::event::{LifeEvent, TimedLife};
+use crate::machine::MachineFailure;
 use crate::machine::MachineRequest;
 use crate::port::PortRequest;
+use crate::session::{Session, SessionAnswer, SessionRequest};
 
 /// Clients at once: each is a process that waits for something in one sandbox.
 const MAX_CLIENTS: usize = 256;
@@ -80,6 +84,8 @@ pub(super) struct Clients {
     meter: Meter,
     /// A client is gone.
     left: Notify,
+    /// Credit is to be given for output that nobody listens to.
+    owing: Notify,
 }
 
 #[derive(Debug)]
@@ -129,6 +135,7 @@ impl Clients {
             asks,
             meter,
             left: Notify::new(),
+            owing: Notify::new(),
         })
     }
 
@@ -279,6 +286,7 @@ impl Clients {
                 drop(self.asks.machine.send((id, request)).await);
             }
             ToSupervisor::Metrics => self.measure(id).await,
+            ToSupervisor::Sessions(request) => self.session(id, request).await,
             ToSupervisor::WatchNetwork => {
                 if let Some(client) = self.state().clients.get_mut(&id) {
                     client.network.get_or_insert_default();
@@ -301,6 +309,73 @@ impl Clients {
         let answer = FromSupervisor::Metrics(read.unwrap_or_default());
         let answer = control::encode(&answer);
         self.tell(id, |outbox| outbox.extend_from_slice(&answer));
+    }
+
+    async fn session(&self, id: ClientId, request: SessionRequest) {
+        match request {
+            SessionRequest::List => {
+                let listed = self.state().routes.parked();
+                self.answer(id, Ok(Session::List(listed)));
+            }
+            SessionRequest::Detach { stream, about } => {
+                let closed = self.state().routes.make_room();
+                if let Some(closed) = closed {
+                    self.say(&[closed]).await;
+                }
+                let parked = self.state().routes.park(id, StreamId(stream), about);
+                let failed = |reason| MachineFailure::new(reason, "");
+                self.answer(id, parked.map(Session::Detached).map_err(failed));
+                self.owing.notify_one();
+            }
+            SessionRequest::Attach {
+                id: session,
+                stream,
+            } => {
+                let stream = StreamId(stream);
+                // At once with what is kept: what comes next is to come behind it.
+                let mut state = self.state();
+                let taken = state.routes.take_up(id, session, stream);
+                let Some(client) = state.clients.get_mut(&id) else {
+                    return;
+                };
+                match taken {
+                    Some(taken) => put_taken_up(taken, stream, &mut client.outbox),
+                    None => {
+                        let reason = format!("nothing was let go of as {session}");
+                        let failure = MachineFailure::new(reason, "`msb attach --list NAME`");
+                        let answer = FromSupervisor::Sessions(Err(failure));
+                        client.outbox.extend_from_slice(&control::encode(&answer));
+                    }
+                }
+                client.filled.notify_one();
+            }
+        }
+    }
+
+    fn answer(&self, id: ClientId, answer: SessionAnswer) {
+        let message = control::encode(&FromSupervisor::Sessions(answer));
+        self.tell(id, |outbox| outbox.extend_from_slice(&message));
+    }
+
+    /// Gives credit for output that nobody listens to, as it comes.
+    pub(super) async fn give_credit(&self) {
+        loop {
+            let owing = self.owing.notified();
+            let grants = self.state().routes.grants();
+            if grants.is_empty() {
+                owing.await;
+            } else {
+                self.say(&grants).await;
+            }
+        }
+    }
+
+    /// Says something to the agent, once it listens.
+    async fn say(&self, frames: &[Frame]) {
+        let mut out = BytesMut::new();
+        frames.iter().for_each(|frame| frame.encode(&mut out));
+        // If the machine is ending, nobody needs to hear it.
+        let _ = self.asks.agent.send(out).await;
     }
 
     /// Writes what waits for a client, until it was told everything or does not listen.
@@ -370,7 +445,7 @@ impl Clients {
     /// # Errors
     /// What is wrong with them.
     pub(super) fn deliver(&self, frame: Frame) -> Result<(), String> {
-        let passed = {
+        let (passed, owes) = {
             let mut state = self.state();
             let life = state.execs.hear_agent(&frame);
             let passed = state.routes.take_from_agent(frame);
@@ -378,10 +453,13 @@ impl Clients {
             if let (Some(event), Ok(_)) = (life, &passed) {
                 state.tell_life(TimedLife::now(event));
             }
-            passed
+            (passed, state.routes.owes())
         };
         if let Some((client, frame)) = passed.map_err(|error| error.to_string())? {
             self.tell(client, |outbox| frame.encode(outbox));
+        }
+        if owes {
+            self.owing.notify_one();
         }
         Ok(())
     }
@@ -461,6 +539,38 @@ impl Client {
         }
         more
     }
+}
+
+/// Output that was kept, in pieces that fit into a message.
+const MAX_PIECE: usize = 16 * 1024;
+
+/// Tells a client of a stream that is its own from now on, and what was kept of it.
+fn put_taken_up(taken: TakenUp, stream: StreamId, outbox: &mut BytesMut) {
+    let TakenUp {
+        about,
+        credit,
+        input,
+        pieces,
+        frames,
+    } = taken;
+    let answer = Session::Attached {
+        about,
+        credit,
+        input,
+    };
+    let answer = FromSupervisor::Sessions(Ok(answer));
+    outbox.extend_from_slice(&control::encode(&answer));
+    for (channel, piece) in pieces {
+        for data in piece.chunks(MAX_PIECE) {
+            let kept = FromSupervisor::Kept {
+                stream: stream.0,
+                channel,
+                data: BASE64.encode(data),
+            };
+            outbox.extend_from_slice(&control::encode(&kept));
+        }
+    }
+    frames.iter().for_each(|frame| frame.encode(outbox));
 }
 
 /// Takes the whole frames that there are: what is asked of the supervisor, what is for the

@@ -58,6 +58,15 @@ impl Execs {
                         let exec = self.0.remove(&frame.stream)?;
                         exec.ended(Some(status.code()), status.to_string())
                     }
+                    StreamEvent::Troubled { status, troubles } => {
+                        let exec = self.0.remove(&frame.stream)?;
+                        let mut reason = status.to_string();
+                        for trouble in &troubles {
+                            reason.push_str("; ");
+                            reason.push_str(&trouble.to_string());
+                        }
+                        exec.ended(Some(status.code()), reason)
+                    }
                     _ => None,
                 }
             }

@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use super::clients::Clients;
+use super::relay::Note;
 use super::routes::ClientId;
 use crate::control::{self, FromSupervisor};
 use crate::event::LifeEvent;
@@ -80,7 +81,7 @@ pub(super) struct Talk<'a> {
     pub(super) answers: mpsc::Receiver<AgentMessage>,
     /// Set when the guest is asked to shut down.
     pub(super) stopping: watch::Receiver<bool>,
-    pub(super) note: &'a dyn Fn(Phase),
+    pub(super) note: &'a dyn Fn(Note<'_>),
 }
 
 /// A machine that runs; see the [module](self).
@@ -164,12 +165,12 @@ impl Keeper {
             MachineRequest::Pause => {
                 self.with_vm(|vm| Ok(vm.pause()?)).await?;
                 self.held = true;
-                (talk.note)(Phase::Paused);
+                (talk.note)(Note::Phase(Phase::Paused));
                 Ok(None)
             }
             MachineRequest::Resume => {
                 self.resume(talk).await?;
-                (talk.note)(Phase::Running);
+                (talk.note)(Note::Phase(Phase::Running));
                 Ok(None)
             }
             MachineRequest::Snapshot { name } => {

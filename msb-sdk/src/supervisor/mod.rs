@@ -20,6 +20,7 @@ mod journal;
 mod machine;
 mod meter;
 mod network;
+mod parked;
 mod patch;
 mod program;
 mod relay;
@@ -44,7 +45,7 @@ use self::clients::Tie;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::program::Program;
-use self::relay::{End, Relay, Resident, Sockets};
+use self::relay::{End, Note, Relay, Resident, Sockets};
 use self::start::{Failure, Running};
 use crate::control::{self, FromSupervisor, Launch};
 use crate::error::Error;
@@ -54,6 +55,7 @@ use crate::record::{Phase, State};
 use crate::secret::Values;
 use crate::socket;
 use crate::state::SandboxDir;
+use crate::trouble;
 
 /// `argv[0]` of a supervisor: tells the hook what it is started as, and shows
 /// in process lists.
@@ -253,7 +255,8 @@ fn oversee(
     let greeting = control::encode(&FromSupervisor::Ready(ready));
     let state = Arc::new(Mutex::new(state));
     let resident = command.map(|argv| -> Box<dyn Resident> {
-        Box::new(Program::new(argv, dir.path(), Arc::clone(&state)))
+        let spec = &launch.spec;
+        Box::new(Program::new(argv, spec, dir.path(), Arc::clone(&state)))
     });
     let sockets = Sockets {
         creator,
@@ -266,21 +269,38 @@ fn oversee(
         agent,
     };
     let clients = Arc::clone(relay.clients());
-    let note = |phase| {
-        match phase {
-            Phase::Running => clients.add_life(LifeEvent::Resumed),
-            Phase::Paused => clients.add_life(LifeEvent::Paused),
-            Phase::Stopping => clients.add_life(LifeEvent::Stopping),
-            Phase::Starting | Phase::Stopped => {}
-        }
+    let note = |note: Note<'_>| {
         let mut state = program::locked(&state);
-        state.phase = phase;
+        match note {
+            Note::Phase(phase) => {
+                match phase {
+                    Phase::Running => clients.add_life(LifeEvent::Resumed),
+                    Phase::Paused => clients.add_life(LifeEvent::Paused),
+                    Phase::Stopping => clients.add_life(LifeEvent::Stopping),
+                    Phase::Starting | Phase::Stopped => {}
+                }
+                state.phase = phase;
+            }
+            Note::Trouble(trouble) => {
+                let message = trouble::explain(trouble, &launch.spec, dir.path());
+                clients.add_life(LifeEvent::Trouble {
+                    trouble: trouble::kind(trouble).to_owned(),
+                    reason: message.clone(),
+                });
+                if !trouble::note(&mut state.troubles, trouble, message) {
+                    return;
+                }
+            }
+        }
         // It is for others to see, and the end comes all the same.
         let _ = state.write(dir.path());
     };
     let ended = relay.run(sockets, keeper, &mut wire, &greeting, resident, &note);
-    let end =
+    let mut end =
         ended.unwrap_or_else(|error| End::failure(&format!("the supervisor failed: {error}")));
+    if !end.asked && trouble::is_full(dir.path()) {
+        end.reason.push_str("; this host's disk is full");
+    }
     drop(lease);
     // Ports are free before the lock is: whoever starts it again wants them.
     let events = wire.finish();

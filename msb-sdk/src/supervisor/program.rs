@@ -16,10 +16,13 @@ use crate::exec::{ExecEvent, ExecHandle, ExecOptions};
 use crate::link::Link;
 use crate::logs::{MAX_LOG, NEWER, OLDER};
 use crate::record::{Phase, ProgramEnd, State, now};
+use crate::spec::SandboxSpec;
+use crate::trouble::explain;
 
 /// See the [module](self).
 pub(super) struct Program {
     argv: Vec<String>,
+    spec: SandboxSpec,
     dir: PathBuf,
     state: Arc<Mutex<State>>,
 }
@@ -39,9 +42,19 @@ pub(super) fn end(state: &Mutex<State>) -> State {
 }
 
 impl Program {
-    pub(super) fn new(argv: Vec<String>, dir: &Path, state: Arc<Mutex<State>>) -> Self {
-        let dir = dir.to_owned();
-        Self { argv, dir, state }
+    pub(super) fn new(
+        argv: Vec<String>,
+        spec: &SandboxSpec,
+        dir: &Path,
+        state: Arc<Mutex<State>>,
+    ) -> Self {
+        let (spec, dir) = (spec.clone(), dir.to_owned());
+        Self {
+            argv,
+            spec,
+            dir,
+            state,
+        }
     }
 
     async fn run(self, link: Link) {
@@ -49,7 +62,7 @@ impl Program {
         let (program, args) = self.argv.split_first().expect("a command has words");
         let started = ExecHandle::start(&link, ExecOptions::new(program, args)).await;
         let end = match started {
-            Ok(handle) => follow(handle, &mut log).await,
+            Ok(handle) => self.follow(handle, &mut log).await,
             Err(error) => {
                 log.write(format!("msb: {error}\n").as_bytes());
                 ended(error.to_string(), Some(error.exit_code()))
@@ -63,6 +76,26 @@ impl Program {
         // It is for others to see.
         let _ = state.write(&self.dir);
     }
+
+    async fn follow(&self, mut handle: ExecHandle, log: &mut Log) -> ProgramEnd {
+        let mut end = ended("its end was not reported".into(), None);
+        let mut troubles = String::new();
+        while let Some(event) = handle.recv().await {
+            match event {
+                ExecEvent::Stdout(data) | ExecEvent::Stderr(data) => log.write(&data),
+                ExecEvent::Trouble(trouble) => {
+                    troubles.push_str("; ");
+                    troubles.push_str(&explain(&trouble, &self.spec, &self.dir));
+                }
+                ExecEvent::Exited(status) => {
+                    end = ended(format!("{status}{troubles}"), Some(status.code()));
+                }
+                ExecEvent::Lost { reason } => end = ended(reason, None),
+                ExecEvent::TimedOut { .. } => {}
+            }
+        }
+        end
+    }
 }
 
 impl Resident for Program {
@@ -71,19 +104,6 @@ impl Resident for Program {
             tokio::spawn(self.run(link));
         }
     }
-}
-
-async fn follow(mut handle: ExecHandle, log: &mut Log) -> ProgramEnd {
-    let mut end = ended("its end was not reported".into(), None);
-    while let Some(event) = handle.recv().await {
-        match event {
-            ExecEvent::Stdout(data) | ExecEvent::Stderr(data) => log.write(&data),
-            ExecEvent::Exited(status) => end = ended(status.to_string(), Some(status.code())),
-            ExecEvent::Lost { reason } => end = ended(reason, None),
-            ExecEvent::TimedOut { .. } => {}
-        }
-    }
-    end
 }
 
 fn ended(reason: String, code: Option<u8>) -> ProgramEnd {

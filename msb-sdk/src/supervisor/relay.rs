@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use msb_guest_agent::message::{self, AgentMessage, HostMessage};
+use msb_guest_agent::message::{self, AgentMessage, HostMessage, Trouble};
 use msb_guest_agent::wire::{Frame, FrameDecoder, Kind, StreamId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -115,6 +115,14 @@ pub(super) struct Sockets {
     pub(super) agent: StdStream,
 }
 
+/// What is written down of a sandbox that runs.
+pub(super) enum Note<'a> {
+    /// How far it is.
+    Phase(Phase),
+    /// Something ran out or broke.
+    Trouble(&'a Trouble),
+}
+
 /// Programs that the supervisor itself runs in the guest.
 pub(super) trait Resident {
     /// Begins its work, in a runtime. At the other end of the socket is the agent.
@@ -179,7 +187,7 @@ impl Relay {
         wire: &mut Wire,
         greeting: &[u8],
         resident: Option<Box<dyn Resident>>,
-        note: &dyn Fn(Phase),
+        note: &dyn Fn(Note<'_>),
     ) -> io::Result<End> {
         let (clients, asked) = (&self.clients, &mut self.asked);
         let kept = &mut keeper;
@@ -217,6 +225,7 @@ impl Relay {
                 answers,
                 stopping: stop_begun.clone(),
                 done,
+                note,
             };
             let talk = Talk {
                 clients,
@@ -233,6 +242,7 @@ impl Relay {
                 () = network(wire, clients, &mut asked.ports) => unreachable!(),
                 () = accept(listener, clients, greeting) => unreachable!(),
                 () = dial(dialling, refused) => unreachable!(),
+                () = clients.give_credit() => unreachable!(),
                 () = kept.serve(talk) => unreachable!(),
             })
         })?;
@@ -322,11 +332,11 @@ struct Stops<'a> {
 
 impl Stops<'_> {
     /// Waits for the request, and does it.
-    async fn wait(mut self, note: &dyn Fn(Phase)) -> End {
+    async fn wait(mut self, note: &dyn Fn(Note<'_>)) -> End {
         let Some(stop) = self.stops.recv().await else {
             return std::future::pending().await;
         };
-        note(Phase::Stopping);
+        note(Note::Phase(Phase::Stopping));
         self.begun.send_replace(true);
         self.shut_down(stop.grace_ms).await;
         End::asked(stop.why)
@@ -395,20 +405,22 @@ async fn network(
 }
 
 /// What becomes of what the agent says on the control stream.
-struct Heard {
+struct Heard<'a> {
     answers: mpsc::Sender<AgentMessage>,
     /// Whether the guest is asked to shut down.
     stopping: watch::Receiver<bool>,
     /// Set when it says that everything is flushed.
     done: watch::Sender<bool>,
+    note: &'a dyn Fn(Note<'_>),
 }
 
-impl Heard {
+impl Heard<'_> {
     fn hear(&self, message: Option<AgentMessage>) {
         match message {
             Some(AgentMessage::ShutdownDone { .. }) => {
                 self.done.send_replace(true);
             }
+            Some(AgentMessage::Trouble(trouble)) => (self.note)(Note::Trouble(&trouble)),
             // One that nobody waits for, or the guest's own.
             Some(answer) => drop(self.answers.try_send(answer)),
             None => {}
@@ -422,7 +434,7 @@ impl Heard {
 }
 
 /// From the agent to the clients.
-async fn upwards(mut agent: OwnedReadHalf, clients: &Clients, heard: Heard) -> End {
+async fn upwards(mut agent: OwnedReadHalf, clients: &Clients, heard: Heard<'_>) -> End {
     let mut decoder = FrameDecoder::new();
     loop {
         decoder.buffer_mut().reserve(CHUNK);

@@ -9,17 +9,28 @@
 //!     |
 //!     +--no room--> [refused] --client closes--> [unknown]
 //! ```
+//!
+//! A client may let go of a stream without closing it: it is *parked* then, until a client
+//! takes it up again. So that the next one can, the table counts what credit is under way.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use msb_guest_agent::endpoint::INITIAL_WINDOW;
 use msb_guest_agent::message::ResetCode;
 use msb_guest_agent::wire::{Frame, Kind, StreamId};
+
+use super::parked::{self, Parked};
+use crate::session::{About, Listed, SessionId};
 
 /// Streams of all clients together: what the agent has open at the most, so that it never
 /// sees more of them than it takes for the work of a sane host.
 const MAX_ROUTES: usize = msb_guest_agent::endpoint::MAX_STREAMS;
+
+/// Streams that nobody listens to, of all clients together: each keeps some output. Of those
+/// whose program has ended, the oldest go when others come.
+const MAX_PARKED: usize = 32;
 
 /// A process that talks to the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +70,57 @@ struct Route {
     stream: StreamId,
     client_done: bool,
     agent_done: bool,
+    flow: Flow,
+    /// Keeps what comes while there is no client.
+    parked: Option<Box<Parked>>,
+}
+
+/// What is under way on a stream.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    /// Of each output: bytes that the client has not given credit for again.
+    outputs: [u32; 2],
+    /// Bytes of input that the agent has not given credit for again.
+    input: u32,
+    input_ended: bool,
+}
+
+impl Flow {
+    fn note(&mut self, frame: &Frame, from_client: bool) {
+        let Some((channel, rest)) = frame.payload.split_first() else {
+            return;
+        };
+        let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let granted = || <[u8; 4]>::try_from(rest).map_or(0, u32::from_le_bytes);
+        let output = parked::output(*channel);
+        match (frame.kind, output) {
+            (Kind::Data, None) if from_client => self.input = self.input.saturating_add(len),
+            (Kind::Eof, None) if from_client => self.input_ended = true,
+            (Kind::Window, None) if !from_client => {
+                self.input = self.input.saturating_sub(granted());
+            }
+            (Kind::Data, Some(output)) if !from_client => {
+                self.outputs[output] = self.outputs[output].saturating_add(len);
+            }
+            (Kind::Window, Some(output)) if from_client => {
+                self.outputs[output] = self.outputs[output].saturating_sub(granted());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A stream that is taken up again.
+#[derive(Debug)]
+pub(super) struct TakenUp {
+    pub(super) about: About,
+    /// Bytes of input that the agent takes.
+    pub(super) credit: u32,
+    pub(super) input: bool,
+    /// What was kept of its output, with the numbers of channels.
+    pub(super) pieces: VecDeque<(u8, BytesMut)>,
+    /// What else has come, for the client.
+    pub(super) frames: Vec<Frame>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +181,7 @@ impl Routes {
         if route.client_done {
             return Err(Misuse(frame.stream, "was closed"));
         }
+        route.flow.note(&frame, true);
         if closes(&frame) {
             route.client_done = true;
             if route.agent_done {
@@ -146,6 +209,16 @@ impl Routes {
             return Err(Misuse(frame.stream, "was closed"));
         }
         let (client, stream) = (route.client, route.stream);
+        if let Some(parked) = &mut route.parked {
+            route.agent_done = closes(&frame);
+            if frame.kind == Kind::Window {
+                route.flow.note(&frame, false);
+            } else {
+                parked.take(frame);
+            }
+            return Ok(None);
+        }
+        route.flow.note(&frame, false);
         if closes(&frame) {
             route.agent_done = true;
             if route.client_done {
@@ -157,6 +230,125 @@ impl Routes {
         }
         frame.stream = stream;
         Ok(client.map(|client| (client, frame)))
+    }
+
+    /// Takes a stream from its client.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub(super) fn park(
+        &mut self,
+        client: ClientId,
+        stream: StreamId,
+        about: About,
+    ) -> Result<SessionId, &'static str> {
+        const OVER: &str = "the program has ended";
+        let Some(Place::Open(number)) = self.places.get(&(client, stream)).copied() else {
+            return Err(OVER);
+        };
+        if self
+            .routes
+            .values()
+            .filter(|one| one.parked.is_some())
+            .count()
+            >= MAX_PARKED
+        {
+            return Err("too many programs were let go of");
+        }
+        let route = self.routes.get_mut(&number).ok_or(OVER)?;
+        if route.client_done || route.agent_done {
+            return Err(OVER);
+        }
+        let owed = std::mem::take(&mut route.flow.outputs);
+        route.parked = Some(Box::new(Parked::new(about, owed)));
+        route.client = None;
+        self.places.remove(&(client, stream));
+        Ok(SessionId::new(number.0))
+    }
+
+    /// Makes room for another parked stream, if need be by giving up the oldest whose program
+    /// has ended; returns what is to be said to the agent.
+    pub(super) fn make_room(&mut self) -> Option<Frame> {
+        let parked = self.parked();
+        if parked.len() < MAX_PARKED {
+            return None;
+        }
+        let ended = parked.into_iter().filter(|one| one.ended);
+        let oldest = ended.min_by_key(|one| one.since)?;
+        let stream = StreamId(oldest.id.number());
+        self.routes.remove(&stream);
+        Some(Frame {
+            kind: Kind::Close,
+            stream,
+            payload: Bytes::new(),
+        })
+    }
+
+    /// The streams that are parked, by number.
+    pub(super) fn parked(&self) -> Vec<Listed> {
+        let parked = self.routes.iter().filter_map(|(number, route)| {
+            let parked = route.parked.as_ref()?;
+            Some(Listed {
+                id: SessionId::new(number.0),
+                about: parked.about.clone(),
+                since: parked.since,
+                ended: route.agent_done,
+            })
+        });
+        let mut parked: Vec<Listed> = parked.collect();
+        parked.sort_by_key(|one| one.id);
+        parked
+    }
+
+    /// Gives a parked stream to a client, as its stream of this number. `None` when there is
+    /// no such stream, or the client has one of that number.
+    pub(super) fn take_up(
+        &mut self,
+        client: ClientId,
+        id: SessionId,
+        stream: StreamId,
+    ) -> Option<TakenUp> {
+        let number = StreamId(id.number());
+        if stream.is_control() || self.places.contains_key(&(client, stream)) {
+            return None;
+        }
+        let route = self.routes.get_mut(&number)?;
+        let (about, pieces, mut frames) = route.parked.take()?.unpack();
+        route.client = Some(client);
+        route.stream = stream;
+        self.places.insert((client, stream), Place::Open(number));
+        for frame in &mut frames {
+            frame.stream = stream;
+        }
+        Some(TakenUp {
+            about,
+            credit: INITIAL_WINDOW.saturating_sub(route.flow.input),
+            input: !route.flow.input_ended,
+            pieces,
+            frames,
+        })
+    }
+
+    /// Whether credit is to be given for what nobody listens to.
+    pub(super) fn owes(&self) -> bool {
+        let mut parked = self.routes.values().filter_map(|one| one.parked.as_ref());
+        parked.any(|parked| parked.owes())
+    }
+
+    /// The credit that is to be given now.
+    pub(super) fn grants(&mut self) -> Vec<Frame> {
+        let parked = self.routes.iter_mut().filter_map(|(number, route)| {
+            let parked = route.parked.as_mut().filter(|_| !route.agent_done)?;
+            Some((*number, parked.grants()))
+        });
+        let frame = |stream, payload| Frame {
+            kind: Kind::Window,
+            stream,
+            payload,
+        };
+        parked
+            .flat_map(|(stream, grants)| grants.map(move |payload| frame(stream, payload)))
+            .collect()
     }
 
     /// Forgets a client; returns what ends its streams.
@@ -187,6 +379,8 @@ impl Routes {
                     stream,
                     client_done: false,
                     agent_done: false,
+                    flow: Flow::default(),
+                    parked: None,
                 };
                 self.routes.insert(number, route);
                 self.places.insert((client, stream), Place::Open(number));
