@@ -37,6 +37,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("image_config_json", msb_oci::fuzzing::image_config_json),
     ("image_archive", msb_oci::fuzzing::image_archive),
     ("auth_challenge", msb_oci::fuzzing::auth_challenge),
+    ("sandbox_description", msb_sdk::fuzzing::sandbox_description),
     ("qmp_reply", msb_vmm::fuzzing::qmp_reply),
     ("runner_config", msb_vmm::fuzzing::runner_config),
 ];

@@ -89,7 +89,7 @@ impl Session {
             // There is no program yet to deal with it.
             Some(number) = signals.recv() => return Ok(128 + number),
         };
-        self.attend(sandbox, handle, signals).await
+        self.attend(sandbox, handle, program, signals).await
     }
 
     /// Goes on with a program that was let go of.
@@ -106,13 +106,15 @@ impl Session {
             handle.resize(TtySize { rows, ..size });
             handle.resize(size);
         }
-        self.attend(sandbox, handle, signals).await
+        let program = handle.command().to_owned();
+        self.attend(sandbox, handle, program, signals).await
     }
 
     async fn attend(
         self,
         sandbox: &Sandbox,
         handle: ExecHandle,
+        program: String,
         signals: mpsc::Receiver<u8>,
     ) -> Result<u8, Failure> {
         let raw = if self.tty && self.stdin {

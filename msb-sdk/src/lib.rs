@@ -40,6 +40,8 @@ mod error;
 mod event;
 mod exec;
 mod fs;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod home;
 mod image;

@@ -67,7 +67,7 @@ impl SandboxSpec {
     }
 
     /// Reads a description; `path` is for saying where a mistake is.
-    fn from_yaml(text: &str, path: &Path) -> Result<Self, Error> {
+    pub(crate) fn from_yaml(text: &str, path: &Path) -> Result<Self, Error> {
         let error = |at: Place, message, hint| Error::SpecFile {
             path: path.to_owned(),
             line: at.line,
