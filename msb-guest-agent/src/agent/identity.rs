@@ -6,7 +6,7 @@
 //! be made that way is written through the root.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -105,6 +105,21 @@ pub(super) fn rename(
         overwrite(&hosts, &renamed.join("\n"))?;
     }
     written
+}
+
+/// The machine id that programs in `root` read, if it has one that they understand.
+pub(super) fn machine_id(root: &Path) -> Option<[u8; 16]> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(root.join("etc").join(MACHINE_ID)).ok()?;
+    let mut text = String::new();
+    // Two digits a byte, and the end of the line.
+    file.take(33).read_to_string(&mut text).ok()?;
+    let text = text.trim_end();
+    let number = u128::from_str_radix(text, 16).ok();
+    number
+        .filter(|_| text.len() == 32 && !text.starts_with('+'))
+        .map(u128::to_be_bytes)
 }
 
 /// The line of `hosts` that has the guest's own name.

@@ -12,6 +12,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use rustix::event::PollFlags;
 
@@ -19,7 +20,7 @@ use super::Session;
 use crate::agent::boot::step;
 use crate::agent::exec::Exec;
 use crate::agent::users::Database;
-use crate::agent::{configure, connections, freezer, sys, trust};
+use crate::agent::{configure, connections, freezer, identity, sys, trust};
 use crate::endpoint::{GuestEndpoint, GuestEvent};
 use crate::message::{AgentMessage, Configured, GuestConfig, HostMessage, SetupFailure};
 
@@ -129,7 +130,8 @@ impl Session {
             boot_id: boot_id.trim_end().into(),
             wall_clock_ns: configure::read_clock(),
             hostname: configure::hostname(),
-            machine_id: config.machine_id,
+            // What programs see. A root without one has none to be told apart by.
+            machine_id: identity::machine_id(Path::new("/")).unwrap_or(config.machine_id),
             uid: user.uid,
             gid: user.gid,
             resumed: true,
