@@ -126,7 +126,18 @@ fn confinement() -> Vec<Finding> {
             None,
         ),
     };
-    vec![namespaces, landlock, calls]
+    let limits = match found.limits {
+        Ok(()) => good(
+            "cgroups",
+            "a VMM has limits on memory, threads and processor time".into(),
+        ),
+        Err(why) => limited(
+            "cgroups",
+            format!("the host sets a VMM no limits: {why}"),
+            Some("run msb where control groups (version 2) are delegated to the user, as in a session of systemd's".into()),
+        ),
+    };
+    vec![namespaces, landlock, calls, limits]
 }
 
 /// Disks are formatted by mke2fs; without one, changes stay in guest memory.

@@ -20,6 +20,8 @@ pub(crate) enum MachineRequest {
     Snapshot { name: String },
     /// Save it for a moment, for others to go on from; it goes on.
     Fork,
+    /// Forget what was saved for a moment under this name: the others have started.
+    Forked { name: String },
 }
 
 /// What came of a request: the snapshot that was made for a moment, if that was asked for.
@@ -32,6 +34,8 @@ pub(crate) struct Source {
     pub(crate) root: PathBuf,
     /// Its name there.
     pub(crate) name: String,
+    /// Where its memory is, if it is not in its folder.
+    pub(crate) memory: Option<PathBuf>,
 }
 
 /// Why a request was not done.

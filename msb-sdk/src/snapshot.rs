@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use msb_guest_agent::message::PROTOCOL_VERSION;
 use msb_oci::{Holder, Image};
 use msb_vmm::Snapshots as Folder;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use crate::spec::SandboxSpec;
 use crate::state::{self, SandboxDir};
 
 /// The version of what is written beside a snapshot.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The most sandboxes that one call makes: each is some processes.
 const MAX_FORKS: usize = 256;
@@ -32,6 +33,8 @@ const MAX_NAMES: usize = 4096;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct About {
     version: u32,
+    /// Of the link to its agent, which is in its memory as it was.
+    protocol: u32,
     /// The sandbox that was saved.
     pub(crate) spec: SandboxSpec,
     /// Digest of its image's manifest.
@@ -44,6 +47,7 @@ impl About {
     pub(crate) fn new(spec: SandboxSpec, image: String, root: String) -> Self {
         Self {
             version: VERSION,
+            protocol: PROTOCOL_VERSION,
             spec,
             image,
             root,
@@ -59,11 +63,19 @@ impl About {
             let reason = format!("the snapshot {name:?} can't be read: {reason}");
             MachineFailure::new(reason, "remove it, and make it again")
         };
-        let about: Self = serde_json::from_str(text).map_err(|error| failed(error.to_string()))?;
-        if about.version > VERSION {
-            return Err(failed("it was made by a newer msb".into()));
+        // What is of another version may have another shape.
+        #[derive(Deserialize)]
+        struct Versions {
+            version: u32,
+            #[serde(default)]
+            protocol: u32,
         }
-        Ok(about)
+        let invalid = |error: serde_json::Error| failed(error.to_string());
+        let made: Versions = serde_json::from_str(text).map_err(invalid)?;
+        if (made.version, made.protocol) != (VERSION, PROTOCOL_VERSION) {
+            return Err(failed("it was made by another version of msb".into()));
+        }
+        serde_json::from_str(text).map_err(invalid)
     }
 
     /// What a sandbox is that goes on from it: like the first one, but for what only one can
@@ -220,6 +232,7 @@ impl Sandbox {
         }
         // As for a start: what was given to this one is not kept.
         let values = values.complete(&self.spec.secrets)?;
+        let bundle = GuestBundle::find(&self.home)?;
         let source = self.link.machine(MachineRequest::Fork).await?;
         let source = source.ok_or_else(|| Error::gone("its supervisor is of another version"))?;
         let about = About::new(
@@ -229,7 +242,7 @@ impl Sandbox {
         );
         let plan = Plan {
             home: self.home.clone(),
-            bundle: GuestBundle::find(&self.home)?,
+            bundle,
             source: source.clone(),
             image: self.image.clone(),
             spec: about.child(),
@@ -238,12 +251,9 @@ impl Sandbox {
             attached,
         };
         let forked = plan.start_all(count).await;
-        // It has served: what was not removed here goes with the sandbox.
-        let removed = blocking(move || {
-            let _ = Folder::new(&source.root).remove(&source.name);
-            Ok(())
-        });
-        removed.await?;
+        // It has served. A sandbox that has ended meanwhile has taken it along.
+        let name = source.name;
+        let _ = self.link.machine(MachineRequest::Forked { name }).await;
         forked
     }
 }
@@ -363,6 +373,7 @@ impl SnapshotBuilder {
             source: Source {
                 root: home.snapshots(),
                 name: self.snapshot.clone(),
+                memory: None,
             },
             home,
             image,
@@ -394,14 +405,22 @@ impl Plan {
         state::sweep(&self.home);
         // One after the other, so that their numbers are; the work is done at once.
         let mut starting = VecDeque::with_capacity(count);
+        let mut failed = None;
         for _ in 0..count {
             let this = self.clone();
-            let (dir, spec) = blocking(move || this.folder()).await?;
-            let this = self.clone();
-            starting.push_back(tokio::spawn(blocking(move || this.start_in(dir, spec))));
+            match blocking(move || this.folder()).await {
+                Ok((dir, spec)) => {
+                    let this = self.clone();
+                    starting.push_back(tokio::spawn(blocking(move || this.start_in(dir, spec))));
+                }
+                // Those that are being started are waited for, to be ended.
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
         let mut forks = Vec::with_capacity(count);
-        let mut failed = None;
         while let Some(started) = starting.pop_front() {
             let started = started
                 .await
@@ -506,8 +525,11 @@ pub struct SnapshotInfo {
     pub created: SystemTime,
     /// What it takes of the disk, in bytes.
     pub bytes: u64,
-    /// Why it can't be used.
+    /// What is wrong with it: it is not as it was saved.
     pub damage: Option<String>,
+    /// Why else it can't be used, or not now: another version of msb made it, or it can't be
+    /// read.
+    pub unusable: Option<String>,
 }
 
 impl Snapshots {
@@ -523,22 +545,40 @@ impl Snapshots {
     #[must_use]
     pub fn list(&self) -> Vec<SnapshotInfo> {
         let describe = |listed: msb_vmm::Listed| {
-            let opened = self.folder.open(&listed.name).map_err(MachineFailure::from);
-            let about = opened.and_then(|it| About::parse(&listed.name, it.about()));
-            let (spec, damage) = match about {
-                Ok(about) => (Some(about.spec), None),
-                Err(failure) => (None, Some(failure.reason)),
+            let (mut damage, mut unusable) = (None, None);
+            let spec = match self.folder.open(&listed.name) {
+                Ok(snapshot) => match About::parse(&listed.name, snapshot.about()) {
+                    Ok(about) => Some(about.spec),
+                    Err(failure) => {
+                        unusable = Some(failure.reason);
+                        None
+                    }
+                },
+                // Somebody has removed it meanwhile.
+                Err(msb_vmm::Error::NoSnapshot { .. }) => return None,
+                Err(error) => {
+                    let is_damage = matches!(error, msb_vmm::Error::Snapshot { .. });
+                    let reason = Some(MachineFailure::from(error).reason);
+                    *(if is_damage {
+                        &mut damage
+                    } else {
+                        &mut unusable
+                    }) = reason;
+                    None
+                }
             };
-            SnapshotInfo {
+            Some(SnapshotInfo {
                 sandbox: spec.as_ref().map(|spec| spec.name.clone()),
                 image: spec.map(|spec| spec.image),
                 name: listed.name,
                 created: listed.created,
                 bytes: listed.bytes,
                 damage,
-            }
+                unusable,
+            })
         };
-        self.folder.list().into_iter().map(describe).collect()
+        let listed = self.folder.list();
+        listed.into_iter().filter_map(describe).collect()
     }
 
     /// Removes one. Sandboxes that go on from it are not touched.
@@ -551,7 +591,7 @@ impl Snapshots {
     }
 
     /// Removes those that are older than `age`, and those that are damaged; returns their
-    /// names.
+    /// names. One that can't be used for another reason is not damaged.
     ///
     /// # Errors
     /// As [`Snapshots::remove`].
@@ -593,8 +633,11 @@ mod tests {
         let read = About::parse("s", &about().to_json()).expect("it was written here");
         assert_eq!(read.spec, about().spec);
         let mut newer = about();
-        newer.version = 2;
-        for text in [newer.to_json().as_str(), "", "{}", "[]"] {
+        newer.version += 1;
+        // Its agent would not be understood.
+        let mut foreign = about();
+        foreign.protocol += 1;
+        for text in [&newer.to_json(), &foreign.to_json(), "", "{}", "[]"] {
             let failure = About::parse("s", text).expect_err(text);
             assert!(failure.reason.contains("\"s\""), "{failure:?}");
         }

@@ -28,7 +28,7 @@ pub use machine::{
     MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU, Machine, MemorySize, PortName, TEMPLATE_MAC, Vcpus,
 };
 pub use probe::{Kvm, KvmFault};
-pub use snapshot::{Listed, Snapshot, SnapshotDraft, Snapshots};
+pub use snapshot::{GiveUp, HeldMemory, Listed, Snapshot, SnapshotDraft, Snapshots};
 pub use template::{Step, Template, Templates};
 pub use vm::{Exit, Vm};
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -155,6 +155,9 @@ pub enum DiskFormat {
     Raw,
     /// A VMDK text descriptor that joins flat files into one disk.
     Vmdk,
+    /// What was changed of another disk ([`Disk::base`]), as QEMU's qcow2. That of a fork;
+    /// engine qemu only.
+    Overlay,
 }
 
 /// A block device of the guest. The first of a machine is `/dev/vda`, the
@@ -168,6 +171,20 @@ pub struct Disk {
     /// Whether the guest sees a write-protected device. Any number of machines
     /// may share a read-only disk; a writable one has a single user.
     pub read_only: bool,
+}
+
+impl Disk {
+    /// The unchanged disk below that of a fork, byte for byte: the file of the same name with
+    /// the extension `base`.
+    #[must_use]
+    pub fn base(&self) -> Option<PathBuf> {
+        (self.format == DiskFormat::Overlay).then(|| base_of(&self.path))
+    }
+}
+
+/// Where the base of the overlay `path` is.
+pub(crate) fn base_of(path: &Path) -> PathBuf {
+    path.with_extension("base")
 }
 
 /// The smallest largest packet of a network card: IPv6 asks for it (RFC 8200, 5).

@@ -9,6 +9,7 @@ use std::process::ExitStatus;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
+use crate::confine::cgroup::Group;
 use crate::confine::{Confined, Confinement};
 use crate::engine::qemu::Control;
 use crate::engine::{EngineKind, Isolation};
@@ -68,13 +69,19 @@ pub(crate) struct VmmProcess {
     confinement: Confinement,
     stderr: PipeReader,
     said: Vec<u8>,
+    /// Goes after the process has ended.
+    _group: Option<Group>,
 }
 
 impl VmmProcess {
     /// Takes over a child whose standard error is the other end of `stderr`, a pipe
     /// that does not block.
     pub(crate) fn new(child: Confined, stderr: PipeReader) -> Result<Self, Error> {
-        let Confined { pid, confinement } = child;
+        let Confined {
+            pid,
+            confinement,
+            group,
+        } = child;
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(VmmProcess {
                 pid,
@@ -83,6 +90,7 @@ impl VmmProcess {
                 confinement,
                 stderr,
                 said: Vec::new(),
+                _group: group,
             }),
             Err(error) => {
                 let _ = kill_process(pid, Signal::KILL);

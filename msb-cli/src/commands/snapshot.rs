@@ -40,7 +40,11 @@ fn table(snapshots: &[SnapshotInfo]) -> Result<(), Failure> {
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
     rows.extend(snapshots.iter().map(|snapshot| {
-        let state = snapshot.damage.as_ref().map_or("whole", |_| "damaged");
+        let state = match (&snapshot.damage, &snapshot.unusable) {
+            (Some(_), _) => "damaged",
+            (None, Some(_)) => "unusable",
+            (None, None) => "whole",
+        };
         vec![
             snapshot.name.clone(),
             or_none(&snapshot.sandbox),
@@ -66,6 +70,7 @@ fn json(snapshots: &[SnapshotInfo]) -> Result<(), Failure> {
             "size": snapshot.bytes,
             "created": seconds(snapshot.created),
             "damage": snapshot.damage,
+            "unusable": snapshot.unusable,
         })
     });
     terminal::say(&serde_json::Value::Array(list.collect()).to_string())

@@ -6,6 +6,7 @@
 //! ports and the network are served meanwhile; of what was saved only the memory and the
 //! disks have to be copied before the guest goes on.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use bytes::BytesMut;
 use msb_guest_agent::message::{self, AgentMessage, HostMessage};
 use msb_guest_agent::wire::{Frame, Kind, StreamId};
-use msb_vmm::{Snapshots, Vm};
+use msb_vmm::{GiveUp, HeldMemory, SnapshotDraft, Snapshots, Vm};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -82,6 +83,8 @@ pub(super) struct Talk<'a> {
     /// Set when the guest is asked to shut down.
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) note: &'a dyn Fn(Note<'_>),
+    /// Whether the agent owes an answer that nobody waits for any more.
+    pub(super) owed: bool,
 }
 
 /// A machine that runs; see the [module](self).
@@ -97,6 +100,10 @@ pub(super) struct Keeper {
     about: String,
     held: bool,
     last: u64,
+    /// Memory of snapshots for a moment, by their names.
+    memories: VecDeque<(String, HeldMemory)>,
+    /// Of the last save.
+    saving: Option<GiveUp>,
 }
 
 impl Keeper {
@@ -118,7 +125,16 @@ impl Keeper {
             about,
             held: false,
             last: 0,
+            memories: VecDeque::new(),
+            saving: None,
         })
+    }
+
+    /// The machine ends: nobody wants what is being saved of it.
+    pub(super) fn give_up(&self) {
+        if let Some(saving) = &self.saving {
+            saving.now();
+        }
     }
 
     /// The machine's process.
@@ -174,8 +190,10 @@ impl Keeper {
                 Ok(None)
             }
             MachineRequest::Snapshot { name } => {
+                let snapshots = Snapshots::new(&self.snapshots);
                 let snapshot = name.clone();
-                self.save(&self.snapshots.clone(), name, true, talk).await?;
+                let draft = background(move || Ok(snapshots.draft(&name)?)).await?;
+                self.save(draft, talk).await?;
                 talk.clients.add_life(LifeEvent::Snapshotted { snapshot });
                 Ok(None)
             }
@@ -183,14 +201,30 @@ impl Keeper {
                 self.last += 1;
                 let (root, name) = (self.passing.clone(), self.last.to_string());
                 if self.last > MAX_PASSING as u64 {
-                    let oldest = (self.last - MAX_PASSING as u64).to_string();
-                    let _ = Snapshots::new(&root).remove(&oldest);
+                    self.forget((self.last - MAX_PASSING as u64).to_string())
+                        .await;
                 }
-                self.save(&root, name.clone(), false, talk).await?;
+                let (snapshots, begun) = (Snapshots::new(&root), name.clone());
+                let draft = background(move || Ok(snapshots.draft_passing(&begun)?)).await?;
+                let held = self.save(draft, talk).await?;
                 talk.clients.add_life(LifeEvent::Forked);
-                Ok(Some(Source { root, name }))
+                let memory = held.as_ref().map(HeldMemory::path);
+                self.memories.extend(held.map(|held| (name.clone(), held)));
+                Ok(Some(Source { root, name, memory }))
+            }
+            MachineRequest::Forked { name } => {
+                self.forget(name).await;
+                Ok(None)
             }
         }
+    }
+
+    /// Removes a snapshot for a moment.
+    async fn forget(&mut self, name: String) {
+        self.memories.retain(|(known, _)| *known != name);
+        let snapshots = Snapshots::new(&self.passing);
+        // What is left goes with the sandbox.
+        let _ = background(move || Ok(snapshots.remove(&name)?)).await;
     }
 
     /// Works with the machine on another thread.
@@ -199,9 +233,7 @@ impl Keeper {
         work: impl FnOnce(&mut Vm) -> Result<T, MachineFailure> + Send + 'static,
     ) -> Result<T, MachineFailure> {
         let vm = Arc::clone(&self.vm);
-        let done = tokio::task::spawn_blocking(move || work(&mut locked(&vm)));
-        done.await
-            .map_err(|error| MachineFailure::new(error.to_string(), ""))?
+        background(move || work(&mut locked(&vm))).await
     }
 
     async fn resume(&mut self, talk: &mut Talk<'_>) -> Result<(), MachineFailure> {
@@ -218,16 +250,14 @@ impl Keeper {
     /// Saves the machine, which goes on whatever comes of it.
     async fn save(
         &mut self,
-        root: &std::path::Path,
-        name: String,
-        keep: bool,
+        draft: SnapshotDraft,
         talk: &mut Talk<'_>,
-    ) -> Result<(), MachineFailure> {
+    ) -> Result<Option<HeldMemory>, MachineFailure> {
         if self.held {
             let hint = "let it go on first: its programs are to be held in order";
             return Err(MachineFailure::new("the sandbox is paused", hint));
         }
-        let draft = Snapshots::new(root).draft(&name)?;
+        self.saving = Some(draft.give_up());
         // What can't be saved is not held for nothing.
         self.with_vm(|vm| Ok(vm.check_saving()?)).await?;
         let frozen = |answer: &AgentMessage| matches!(answer, AgentMessage::Frozen);
@@ -235,10 +265,11 @@ impl Keeper {
         let saved = match held {
             Ok(()) => {
                 let work = move |vm: &mut Vm| {
-                    vm.pause()?;
-                    let saved = vm.save(&draft);
-                    vm.resume()?;
-                    saved?;
+                    let held = Resumed(vm);
+                    held.0.pause()?;
+                    held.0.save(&draft)?;
+                    // That this fails is told.
+                    held.0.resume()?;
                     Ok(draft)
                 };
                 self.with_vm(work).await
@@ -253,14 +284,27 @@ impl Keeper {
         let draft = saved?;
         set.and(thawed)?;
         let about = self.about.clone();
-        let publish = move || match keep {
-            true => draft.publish(&about),
-            false => draft.publish_passing(&about),
-        };
-        let published = tokio::task::spawn_blocking(publish).await;
-        published.map_err(|error| MachineFailure::new(error.to_string(), ""))??;
-        Ok(())
+        background(move || Ok(draft.publish(&about)?)).await
     }
+}
+
+/// A machine that goes on when this is dropped, whatever has happened: also after a request
+/// that was not answered, or a panic.
+struct Resumed<'a>(&'a mut Vm);
+
+impl Drop for Resumed<'_> {
+    fn drop(&mut self) {
+        // It is told of where it is done in order.
+        let _ = self.0.resume();
+    }
+}
+
+/// Does what blocks on another thread.
+async fn background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, MachineFailure> + Send + 'static,
+) -> Result<T, MachineFailure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| MachineFailure::new(error.to_string(), ""))?
 }
 
 impl Talk<'_> {
@@ -272,6 +316,40 @@ impl Talk<'_> {
         hold: bool,
         wanted: impl Fn(&AgentMessage) -> bool,
     ) -> Result<(), MachineFailure> {
+        if self.owed {
+            self.catch_up(hold).await?;
+        }
+        match self.ask(request, hold, |_| true).await {
+            Ok(Some(answer)) if wanted(&answer) => Ok(()),
+            Ok(Some(AgentMessage::Failed(failure))) => Err(MachineFailure {
+                hint: failure.hint().map(Into::into),
+                reason: control::cut(format!("the guest did not do it: {failure}")),
+            }),
+            Ok(Some(_)) => Err(MachineFailure::new("the guest said something else", "")),
+            Ok(None) => Err(MachineFailure::new("the guest has ended", "")),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Waits until the agent, which answers in order, has said everything that it was asked
+    /// before: or else that would be taken for the answer to what follows.
+    async fn catch_up(&mut self, hold: bool) -> Result<(), MachineFailure> {
+        let token = unheard();
+        let wanted = AgentMessage::Pong { token };
+        let ping = HostMessage::Ping { token };
+        self.ask(&ping, hold, |answer| *answer == wanted).await?;
+        self.owed = false;
+        Ok(())
+    }
+
+    /// Says something to the agent, and returns the first answer that is `taken`; `None` when
+    /// the guest has ended.
+    async fn ask(
+        &mut self,
+        request: &HostMessage,
+        hold: bool,
+        taken: impl Fn(&AgentMessage) -> bool,
+    ) -> Result<Option<AgentMessage>, MachineFailure> {
         // What nobody waited for any more.
         while self.answers.try_recv().is_ok() {}
         let mut frame = BytesMut::new();
@@ -282,19 +360,27 @@ impl Talk<'_> {
         let answer = tokio::time::timeout(ANSWER_TIME, async {
             // Whoever would write it is gone with the machine.
             let _ = self.orders.send(Order { frame, hold }).await;
-            self.answers.recv().await
+            loop {
+                match self.answers.recv().await {
+                    Some(answer) if !taken(&answer) => {}
+                    answer => return answer,
+                }
+            }
         });
-        match answer.await {
-            Ok(Some(answer)) if wanted(&answer) => Ok(()),
-            Ok(Some(AgentMessage::Failed(failure))) => Err(MachineFailure {
-                hint: failure.hint().map(Into::into),
-                reason: control::cut(format!("the guest did not do it: {failure}")),
-            }),
-            Ok(Some(_)) => Err(MachineFailure::new("the guest said something else", "")),
-            Ok(None) => Err(MachineFailure::new("the guest has ended", "")),
-            Err(_) => Err(MachineFailure::new("the guest did not answer in time", "")),
-        }
+        let answer = answer.await;
+        answer.map_err(|_| {
+            self.owed = true;
+            MachineFailure::new("the guest did not answer in time", "")
+        })
     }
+}
+
+/// A number that the guest can't have said before it was asked.
+fn unheard() -> u64 {
+    let mut bytes = [0; 8];
+    // Without random bytes it is another number all the same, if not one to be surprised by.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes) ^ wall_clock_ns()
 }
 
 fn locked(vm: &Mutex<Vm>) -> MutexGuard<'_, Vm> {
@@ -376,6 +462,7 @@ mod tests {
             answers: answered,
             stopping,
             note: &|_| {},
+            owed: false,
         };
         // One that nobody asked for is not taken for the answer.
         answers.send(AgentMessage::Thawed).await.expect("open");
@@ -393,6 +480,29 @@ mod tests {
         };
         let (answer, ()) = tokio::join!(asked, agent);
         assert!(answer.expect_err("it failed").reason.contains("no"));
+        // Nor is one that it owed when it is asked anew.
+        talk.owed = true;
+        let asked = talk.exchange(&HostMessage::Thaw, true, |answer| {
+            matches!(answer, AgentMessage::Thawed)
+        });
+        let agent = async {
+            let order = ordered.recv().await.expect("a ping");
+            let mut decoder = msb_guest_agent::wire::FrameDecoder::new();
+            decoder.extend(&order.frame);
+            let frame = decoder.next_frame().expect("whole").expect("one");
+            let Some(HostMessage::Ping { token }) = message::decode(&frame.payload) else {
+                panic!("{frame:?} is no ping");
+            };
+            let late = AgentMessage::Pong { token: !token };
+            for owed in [AgentMessage::Frozen, late, AgentMessage::Pong { token }] {
+                answers.send(owed).await.expect("open");
+            }
+            ordered.recv().await.expect("what was to be said");
+            answers.send(AgentMessage::Thawed).await.expect("open");
+        };
+        let (answer, ()) = tokio::join!(asked, agent);
+        answer.expect("it is the right one");
+        assert!(!talk.owed);
         drop(answers);
         let gone = talk.exchange(&HostMessage::Thaw, false, |_| true).await;
         assert!(gone.expect_err("it is gone").reason.contains("ended"));

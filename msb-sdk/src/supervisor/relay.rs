@@ -234,6 +234,7 @@ impl Relay {
                 answers: answered,
                 stopping: stop_begun,
                 note,
+                owed: false,
             };
             io::Result::Ok(tokio::select! {
                 Some(end) = asked.ends.recv() => end,
@@ -284,6 +285,7 @@ fn end_machine(keeper: &Keeper, mut end: End) -> End {
         // Not by way of the machine: somebody may be saving it.
         let _ = pidfd_send_signal(keeper.process(), Signal::KILL);
     }
+    keeper.give_up();
     // Once it is ending, nobody has it for long.
     let exit = keeper.vm().wait().map(|exit| exit.to_string());
     if end.reason.is_empty() {

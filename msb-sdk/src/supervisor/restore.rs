@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use msb_oci::Image;
-use msb_vmm::{Engine, EngineKind, Machine, Snapshot, Snapshots, Vm};
+use msb_vmm::{Disk, DiskFormat, Engine, EngineKind, Machine, Snapshot, Snapshots, Vm};
 
 use super::start::{Failure, vmm};
 use crate::control::Launch;
@@ -19,8 +19,9 @@ const OWN_DISK: usize = 1;
 
 /// Opens the snapshot, and checks that the image is where its kernel expects it.
 pub(super) fn open(source: &Source, image: &Image) -> Result<Snapshot, Failure> {
-    let Source { root, name } = source;
-    let snapshot = Snapshots::new(root).open(name).map_err(vmm)?;
+    let Source { root, name, memory } = source;
+    let snapshots = Snapshots::new(root);
+    let snapshot = snapshots.open_with(name, memory.as_deref()).map_err(vmm)?;
     let about = About::parse(name, snapshot.about())?;
     if about.root != root_of(image)? {
         return Err(Failure {
@@ -44,19 +45,31 @@ fn root_of(image: &Image) -> Result<String, Failure> {
     Ok(format!("{} {} {ctime}.{nanos}", disk.dev(), disk.ino()))
 }
 
-/// Copies the disk that takes the guest's changes.
+/// Makes the disk that takes the guest's changes.
 pub(super) fn copy_disk(snapshot: &Snapshot, to: &Path) -> Result<(), Failure> {
-    let unfinished = to.with_extension("new");
-    snapshot.copy_disk(OWN_DISK, &unfinished).map_err(vmm)?;
-    fs::rename(&unfinished, to).map_err(Failure::io)
+    // Of one that was killed half-way the folder is removed: it has never run.
+    snapshot.copy_disk(OWN_DISK, to).map(drop).map_err(vmm)
 }
 
-/// The only engine that can.
+/// How the disk `path` of a sandbox is to be read: as what it was made.
+pub(super) fn format(path: &Path) -> DiskFormat {
+    let overlay = Disk {
+        path: path.to_owned(),
+        format: DiskFormat::Overlay,
+        read_only: false,
+    };
+    match overlay.base() {
+        Some(base) if base.exists() => DiskFormat::Overlay,
+        _ => DiskFormat::Raw,
+    }
+}
+
+/// The only engine that can, also with a disk of a fork.
 pub(super) fn engine(named: Option<EngineKind>) -> Result<EngineKind, Failure> {
     match named {
         None | Some(EngineKind::Qemu) => Ok(EngineKind::Qemu),
         Some(engine) => Err(Failure {
-            reason: format!("snapshots are not supported by the engine {engine}"),
+            reason: format!("snapshots and forks are not supported by the engine {engine}"),
             hint: Some("ask for the engine qemu".into()),
         }),
     }

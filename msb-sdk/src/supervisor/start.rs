@@ -95,7 +95,8 @@ pub(super) fn start(
     }
     let kind = launch.spec.engine.as_deref().map(str::parse);
     options.kind = kind.transpose().map_err(vmm)?;
-    if snapshot.is_some() {
+    let has_overlay = |disk: &Disk| disk.format == DiskFormat::Overlay;
+    if snapshot.is_some() || machine.disks.iter().any(has_overlay) {
         options.kind = Some(restore::engine(options.kind)?);
     }
     let engine = Engine::choose(options).map_err(vmm)?;
@@ -252,8 +253,8 @@ fn machine(
             None => {}
         }
         disks.push(Disk {
+            format: restore::format(&path),
             path,
-            format: DiskFormat::Raw,
             read_only: false,
         });
     }

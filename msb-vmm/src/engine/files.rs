@@ -5,8 +5,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::confine::Grants;
+use crate::confine::cgroup::Limits;
 use crate::error::Error;
 use crate::machine::{Disk, DiskFormat, Machine};
+use crate::snapshot::overlay;
 
 /// The longest VMDK descriptor that is read: an image has at most some hundred layers.
 const MAX_DESCRIPTOR: u64 = 1 << 20;
@@ -20,6 +22,9 @@ pub(super) fn check_files(machine: &Machine) -> Result<(), Error> {
 pub(super) fn check_disks(machine: &Machine) -> Result<(), Error> {
     for disk in &machine.disks {
         check_readable("disk", &disk.path)?;
+        if let Some(base) = disk.base() {
+            check_readable("disk", &base)?;
+        }
         if disk.path.to_str().is_none() {
             // Paths of disks travel in JSON.
             let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
@@ -43,6 +48,14 @@ pub(super) fn check_readable(what: &'static str, path: &Path) -> Result<(), Erro
         })
 }
 
+/// What the VMM of a machine is limited to.
+pub(super) fn limits(machine: &Machine) -> Limits {
+    Limits {
+        vcpus: machine.vcpus.count().into(),
+        memory: machine.memory.bytes(),
+    }
+}
+
 /// Grants what a disk needs.
 pub(super) fn grant_disk(grants: &mut Grants, disk: &Disk) {
     if disk.format == DiskFormat::Vmdk {
@@ -51,7 +64,12 @@ pub(super) fn grant_disk(grants: &mut Grants, disk: &Disk) {
     if disk.read_only {
         grants.read.push(disk.path.clone());
     } else {
-        let length = disk.path.metadata().map_or(0, |meta| meta.len());
+        let length = |path: &Path| path.metadata().map_or(0, |meta| meta.len());
+        let length = match disk.base() {
+            Some(base) => overlay::largest(length(&base)),
+            None => length(&disk.path),
+        };
+        grants.read.extend(disk.base());
         grants.largest_file = grants.largest_file.max(length);
         grants.write.push(disk.path.clone());
     }

@@ -6,7 +6,7 @@
 //! to be at rest when it is saved, and stay so until it knows who it is.
 //!
 //! ```text
-//! snapshots/NAME/          ram, state, disk0 …, about, meta.json
+//! snapshots/NAME/          ram, state, disk0 …, disk0.base …, about, meta.json
 //! snapshots/.NAME.draft/   one that is being made
 //! snapshots/.NAME.lock     held by the maker
 //! ```
@@ -16,7 +16,20 @@
 //! noted are taken; others, of a home that was copied, are read and compared; what differs is
 //! refused. The trust in the memory file is that of templates.
 
+//!
+//! Copies share a disk that was saved, too: each writes what it changes into an [`overlay`]
+//! above it, unless the file system can clone it. What goes on from a copy has the same disk
+//! below it and a copy of the overlay, so there are never more than two files to a disk.
+//!
+//! A snapshot *for a moment*, of which others are started at once, has its memory in a
+//! nameless file in memory that is sealed: nobody can change it any more, and it is gone
+//! when the last process that has it is.
+
+mod held;
 mod memory;
+pub(crate) mod overlay;
 mod store;
 
-pub use store::{Listed, Snapshot, SnapshotDraft, Snapshots};
+pub use held::HeldMemory;
+pub(crate) use held::is_sealed;
+pub use store::{GiveUp, Listed, Snapshot, SnapshotDraft, Snapshots};

@@ -1,19 +1,24 @@
 //! The folder of snapshots.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::process::Pid;
+use rustix::fs::{AtFlags, CWD, OFlags, ioctl_ficlone, linkat};
+use rustix::process::{DumpableBehavior, Pid, dumpable_behavior};
 use serde::{Deserialize, Serialize};
 
-use super::memory;
+use super::held::{self, HeldMemory};
+use super::{memory, overlay};
 use crate::engine::qemu::Memory;
 use crate::error::Error;
+use crate::machine::{DiskFormat, base_of};
 use crate::template::copy;
 use crate::template::key::{FileState, digest};
 use crate::template::store::{make_folder, open_lock, remove_folder, store_error, write_json};
@@ -82,6 +87,20 @@ impl Snapshots {
     /// [`Error::SnapshotName`], [`Error::SnapshotTaken`], [`Error::TooManySnapshots`], and
     /// [`Error::Store`].
     pub fn draft(&self, name: &str) -> Result<SnapshotDraft, Error> {
+        self.begin(name, false)
+    }
+
+    /// As [`draft`](Self::draft), of a snapshot for a moment. Its memory is not in the folder,
+    /// where the host can do that.
+    ///
+    /// # Errors
+    ///
+    /// As [`draft`](Self::draft).
+    pub fn draft_passing(&self, name: &str) -> Result<SnapshotDraft, Error> {
+        self.begin(name, true)
+    }
+
+    fn begin(&self, name: &str, passing: bool) -> Result<SnapshotDraft, Error> {
         check_name(name)?;
         make_folder(&self.root)?;
         self.sweep();
@@ -105,7 +124,9 @@ impl Snapshots {
             name: name.to_owned(),
             folder,
             target,
-            kind: Mutex::new(String::new()),
+            passing,
+            given_up: Arc::default(),
+            filled: Mutex::default(),
         })
     }
 
@@ -114,8 +135,17 @@ impl Snapshots {
     /// # Errors
     ///
     /// [`Error::NoSnapshot`] when there is none of that name, [`Error::Snapshot`] when it is not
-    /// as it was saved.
+    /// as it was saved, [`Error::Store`] when that can't be found out.
     pub fn open(&self, name: &str) -> Result<Snapshot, Error> {
+        self.open_with(name, None)
+    }
+
+    /// As [`open`](Self::open), for a snapshot for a moment whose memory is at `memory`.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with(&self, name: &str, memory: Option<&Path>) -> Result<Snapshot, Error> {
         check_name(name)?;
         let folder = self.root.join(name);
         if !folder.exists() {
@@ -123,9 +153,16 @@ impl Snapshots {
                 name: name.to_owned(),
             });
         }
-        open(&folder, name).map_err(|error| Error::Snapshot {
-            name: name.to_owned(),
-            reason: error.to_string(),
+        open(&folder, name, memory).map_err(|error| match error.kind() {
+            // What was found to be wrong, or is not there.
+            io::ErrorKind::Other
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof => Error::Snapshot {
+                name: name.to_owned(),
+                reason: error.to_string(),
+            },
+            _ => store_error("read", &folder)(error),
         })
     }
 
@@ -152,7 +189,7 @@ impl Snapshots {
     /// [`open`](Self::open) refuses may have one, too.
     pub fn peek(&self, name: &str) -> Option<String> {
         check_name(name).ok()?;
-        let file = File::open(self.root.join(name).join(ABOUT)).ok()?;
+        let file = open_plain(&self.root.join(name).join(ABOUT)).ok()?;
         let mut text = String::new();
         file.take(MAX_ABOUT).read_to_string(&mut text).ok()?;
         Some(text)
@@ -206,16 +243,19 @@ impl Snapshots {
         let Ok(entries) = fs::read_dir(&self.root) else {
             return;
         };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let inner = name.strip_prefix('.');
-            let Some(name) = inner.and_then(|name| name.strip_suffix(".draft")) else {
-                continue;
-            };
-            if let Ok(Some(_lock)) = self.lock(name)
-                && remove_folder(&entry.path()).is_ok()
+        let begun = |entry: fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            let inner = name.strip_prefix('.')?;
+            let inner = inner.strip_suffix(".draft").or(inner.strip_suffix(".lock"));
+            inner.map(str::to_owned)
+        };
+        let begun: BTreeSet<String> = entries.flatten().filter_map(begun).collect();
+        for name in begun {
+            let draft = self.root.join(format!(".{name}.draft"));
+            if let Ok(Some(_lock)) = self.lock(&name)
+                && remove_folder(&draft).is_ok()
             {
-                let _ = fs::remove_file(self.lock_path(name));
+                let _ = fs::remove_file(self.lock_path(&name));
             }
         }
     }
@@ -245,8 +285,29 @@ pub struct SnapshotDraft {
     target: PathBuf,
     lock_path: PathBuf,
     _lock: File,
+    passing: bool,
+    given_up: Arc<AtomicBool>,
     /// Set by [`fill`](Self::fill).
-    kind: Mutex<String>,
+    filled: Mutex<Filled>,
+}
+
+#[derive(Debug, Default)]
+struct Filled {
+    kind: String,
+    /// The memory, if it is not in the folder.
+    held: Option<File>,
+}
+
+/// Gives up a snapshot that somebody makes: what is being copied for it is not wanted any
+/// more.
+#[derive(Clone, Debug)]
+pub struct GiveUp(Arc<AtomicBool>);
+
+impl GiveUp {
+    /// Has the save end soon, with an error.
+    pub fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl SnapshotDraft {
@@ -264,30 +325,49 @@ impl SnapshotDraft {
             action: "save the machine's memory",
             source,
         };
-        let ram = self.create(RAM)?;
         let size = memory.base.metadata().map_err(failed)?.len();
-        ram.set_len(size).map_err(failed)?;
-        memory::save(pid, &memory.base, &ram).map_err(failed)?;
+        let held = if self.passing { hold(size) } else { None };
+        let given_up = &*self.given_up;
+        if let Some(ram) = &held {
+            memory::save(pid, &memory.base, ram, given_up).map_err(failed)?;
+            held::seal(ram).map_err(failed)?;
+        } else {
+            let ram = self.create(RAM)?;
+            ram.set_len(size).map_err(failed)?;
+            memory::save(pid, &memory.base, &ram, given_up).map_err(failed)?;
+        }
         for (index, disk) in memory
             .disks
             .iter()
             .enumerate()
             .filter(|(_, disk)| !disk.read_only)
         {
-            copy_disk(&disk.path, &self.create(&disk_name(index))?).map_err(|source| {
-                Error::Unreadable {
-                    what: "disk",
-                    path: disk.path.clone(),
-                    source,
-                }
+            let name = disk_name(index);
+            let to = self.create(&name)?;
+            copy_disk(&disk.path, &to, given_up).map_err(|source| Error::Unreadable {
+                what: "disk",
+                path: disk.path.clone(),
+                source,
             })?;
+            if let Some(base) = disk.base() {
+                let to = base_of(&self.folder.join(&name));
+                fs::hard_link(base, &to).map_err(store_error("create", &to))?;
+            }
         }
-        let mut kind = self
-            .kind
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        kind.clone_from(&memory.kind);
+        *self.filled() = Filled {
+            kind: memory.kind.clone(),
+            held,
+        };
         Ok(())
+    }
+
+    fn filled(&self) -> MutexGuard<'_, Filled> {
+        self.filled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what lets somebody else give up this snapshot.
+    pub fn give_up(&self) -> GiveUp {
+        GiveUp(Arc::clone(&self.given_up))
     }
 
     fn create(&self, name: &str) -> Result<File, Error> {
@@ -303,26 +383,12 @@ impl SnapshotDraft {
     /// # Errors
     ///
     /// [`Error::Store`]; [`Error::Snapshot`] when no machine was saved in it.
-    pub fn publish(self, about: &str) -> Result<(), Error> {
-        self.put(about, true)
-    }
-
-    /// As [`publish`](Self::publish), for a snapshot that is not to be kept: it is not written
-    /// out and has no digests.
     ///
-    /// # Errors
-    ///
-    /// As [`publish`](Self::publish).
-    pub fn publish_passing(self, about: &str) -> Result<(), Error> {
-        self.put(about, false)
-    }
-
-    fn put(self, about: &str, keep: bool) -> Result<(), Error> {
-        let kind = self
-            .kind
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone();
+    /// One that was [begun](Snapshots::draft_passing) as not to be kept is not written out,
+    /// and has no digests. Its memory is returned, if it is not in the folder.
+    pub fn publish(self, about: &str) -> Result<Option<HeldMemory>, Error> {
+        let keep = !self.passing;
+        let Filled { kind, held } = std::mem::take(&mut *self.filled());
         if kind.is_empty() {
             return Err(Error::Snapshot {
                 name: self.name.clone(),
@@ -333,6 +399,13 @@ impl SnapshotDraft {
         let written = self.create(ABOUT)?.write_all(about.as_bytes());
         written.map_err(here("write to"))?;
         let mut files = Vec::new();
+        if let Some(ram) = &held {
+            files.push(Noted {
+                name: RAM.to_owned(),
+                state: FileState::of(ram).map_err(here("inspect"))?,
+                digest: None,
+            });
+        }
         for entry in fs::read_dir(&self.folder).map_err(here("list"))? {
             let entry = entry.map_err(here("list"))?;
             let file = File::open(entry.path()).map_err(here("read"))?;
@@ -349,18 +422,31 @@ impl SnapshotDraft {
                 digest,
             });
         }
-        write_json(&self.folder.join(META), &Meta { kind, files }).map_err(here("write to"))?;
+        let meta = Meta { kind, files };
         if keep {
+            write_json(&self.folder.join(META), &meta).map_err(here("write to"))?;
             let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
             synced.map_err(here("write out"))?;
+        } else {
+            let text = serde_json::to_vec(&meta).map_err(|error| here("write to")(error.into()))?;
+            let written = self.create(META)?.write_all(&text);
+            written.map_err(here("write to"))?;
         }
         fs::rename(&self.folder, &self.target).map_err(store_error("create", &self.target))?;
         if let Some(root) = self.target.parent().filter(|_| keep) {
             let synced = File::open(root).and_then(|root| root.sync_all());
             synced.map_err(store_error("write out", root))?;
         }
-        Ok(())
+        Ok(held.map(HeldMemory::new))
     }
+}
+
+/// Makes a file in memory for `size` bytes of memory, where others can open it.
+fn hold(size: u64) -> Option<File> {
+    // Of a process that gives no dumps nobody but root can open descriptors.
+    let open = matches!(dumpable_behavior(), Ok(DumpableBehavior::Dumpable))
+        || rustix::process::geteuid().is_root();
+    open.then(|| held::create(size).ok()).flatten()
 }
 
 impl Drop for SnapshotDraft {
@@ -375,10 +461,10 @@ fn disk_name(index: usize) -> String {
     format!("disk{index}")
 }
 
-fn copy_disk(from: &Path, to: &File) -> io::Result<()> {
+fn copy_disk(from: &Path, to: &File, given_up: &AtomicBool) -> io::Result<()> {
     let from = File::open(from)?;
     to.set_len(from.metadata()?.len())?;
-    copy::sparse(&from, to)
+    copy::sparse_unless(&from, to, given_up)
 }
 
 /// A snapshot that is open: it can be started even after it was removed.
@@ -399,26 +485,23 @@ impl Snapshot {
         &self.about
     }
 
-    /// Copies the disk with this place among the machine's to a new file. The copy shares
-    /// blocks where the file system can.
+    /// Makes a machine's own disk, in the new file `to`, of the disk with this place among
+    /// those that were saved; says in which format. Its content is shared with the snapshot's
+    /// file as the file system can: the blocks of it, or by an overlay, of which the shared
+    /// file is the [base](crate::Disk::base). It is copied where neither can be.
     ///
     /// # Errors
     ///
     /// [`Error::Snapshot`] when the machine had no writable disk there, [`Error::Store`].
-    pub fn copy_disk(&self, index: usize, to: &Path) -> Result<(), Error> {
+    pub fn copy_disk(&self, index: usize, to: &Path) -> Result<DiskFormat, Error> {
         let name = disk_name(index);
-        let disk = self.disks.iter().find(|(known, _)| *known == name);
-        let (_, disk) = disk.ok_or_else(|| Error::Snapshot {
+        let find = |name: &str| self.disks.iter().find(|(known, _)| known == name);
+        let (_, disk) = find(&name).ok_or_else(|| Error::Snapshot {
             name: self.name.clone(),
             reason: format!("it has no {name}"),
         })?;
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(0o600);
-        let copied = options.open(to).and_then(|to| {
-            to.set_len(disk.metadata()?.len())?;
-            copy::sparse(disk, &to)
-        });
-        copied.map_err(store_error("create", to))
+        let base = find(&format!("{name}.base")).map(|(_, base)| base);
+        give_disk(disk, base, to).map_err(store_error("create", to))
     }
 
     pub(crate) fn kind(&self) -> &str {
@@ -437,7 +520,9 @@ impl Snapshot {
 
     /// Whether the memory is as it was when it was opened.
     pub(crate) fn check_ram(&self) -> Result<(), Error> {
-        let same = FileState::of(&self.ram).is_ok_and(|now| now == self.ram_noted);
+        // What is sealed can't be; its times change also when somebody only tries.
+        let same = held::is_sealed(&self.ram)
+            || FileState::of(&self.ram).is_ok_and(|now| now == self.ram_noted);
         same.then_some(()).ok_or_else(|| Error::Snapshot {
             name: self.name.clone(),
             reason: "its memory was changed meanwhile".into(),
@@ -445,24 +530,95 @@ impl Snapshot {
     }
 }
 
-fn open(folder: &Path, name: &str) -> io::Result<Snapshot> {
+fn give_disk(disk: &File, base: Option<&File>, path: &Path) -> io::Result<DiskFormat> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create_new(true).mode(0o600);
+    let to = options.open(path)?;
+    let size = disk.metadata()?.len();
+    let copy = || {
+        to.set_len(size)?;
+        copy::sparse(disk, &to)
+    };
+    if let Some(base) = base {
+        link(base, &base_of(path))?;
+        copy()?;
+        return Ok(DiskFormat::Overlay);
+    }
+    if ioctl_ficlone(&to, disk).is_ok() {
+        return Ok(DiskFormat::Raw);
+    }
+    // Nobody writes to a file that is saved: machines can't open it for that.
+    if link(disk, &base_of(path)).is_ok() {
+        overlay::create(&to, size)?;
+        return Ok(DiskFormat::Overlay);
+    }
+    copy()?;
+    Ok(DiskFormat::Raw)
+}
+
+/// Gives an open file one more name.
+fn link(file: &File, to: &Path) -> io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, from, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Opens a file of a snapshot: a link or a pipe that somebody put there is none.
+fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let other = || {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        io::Error::other(format!("{name} is no file"))
+    };
+    match opened {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(other()),
+        // A link; or a socket.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => {
+            Err(other())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens memory that is not in the folder.
+fn open_held(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if held::is_sealed(&file) {
+        return Ok(file);
+    }
+    Err(io::Error::other("its memory is not sealed"))
+}
+
+fn open(folder: &Path, name: &str, memory: Option<&Path>) -> io::Result<Snapshot> {
     let mut text = Vec::new();
-    let meta = File::open(folder.join(META))?;
+    let meta = open_plain(&folder.join(META))?;
     meta.take(MAX_META).read_to_end(&mut text)?;
     let meta: Meta = serde_json::from_slice(&text)?;
     let mut files = Vec::new();
     let mut ram_noted = None;
     for noted in &meta.files {
         let known = [RAM, STATE, ABOUT].contains(&noted.name.as_str());
-        let is_disk = noted.name.strip_prefix("disk").is_some_and(|index| {
+        let is_disk = noted.name.strip_prefix("disk").is_some_and(|name| {
+            let index = name.strip_suffix(".base").unwrap_or(name);
             !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit())
         });
         if !known && !is_disk {
             return Err(io::Error::other("it has files that no snapshot has"));
         }
-        let file = File::open(folder.join(&noted.name))?;
+        let file = match memory {
+            Some(memory) if noted.name == RAM => open_held(memory)?,
+            _ => open_plain(&folder.join(&noted.name))?,
+        };
         let state = FileState::of(&file)?;
-        if state != noted.state {
+        let is_held = memory.is_some() && noted.name == RAM;
+        if is_held && !state.is_same_file(&noted.state) {
+            return Err(io::Error::other("its memory is another one's"));
+        }
+        // A disk gets more names with those who share it, which changes when it was changed.
+        let is_linked = is_disk && state.has_content_of(&noted.state);
+        if !is_held && !is_linked && state != noted.state {
             // A file that was written to where it lies is not taken back, whatever it holds
             // now: whoever wrote once may do so again after it was read.
             if state.is_same_file(&noted.state) {

@@ -47,6 +47,8 @@ pub(crate) struct ChildSetup {
     pub(crate) descriptors: u64,
     /// How long a file may get that it writes, in bytes.
     pub(crate) largest_file: u64,
+    /// Whether it goes without huge pages.
+    pub(crate) small_pages: bool,
     /// Lines for `uid_map` and `gid_map`: the child stays who it is.
     pub(crate) ids: [String; 2],
 }
@@ -118,6 +120,11 @@ impl ChildSetup {
         limit(libc::RLIMIT_FSIZE, self.largest_file)?;
         // SAFETY: takes integers only.
         check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+        if self.small_pages {
+            // A kernel without huge pages refuses.
+            // SAFETY: takes integers only.
+            unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+        }
         drop_capabilities()?;
         self.keep_descriptors()?;
         let landlock = self.restrict();

@@ -146,6 +146,13 @@ impl FileState {
         (self.dev, self.ino) == (other.dev, other.ino)
     }
 
+    /// Whether both are of one file whose content was not changed between them; it may have
+    /// got other names.
+    pub(crate) fn has_content_of(&self, other: &Self) -> bool {
+        let ctime = other.ctime;
+        FileState { ctime, ..*self } == *other
+    }
+
     /// Whether a change after now could not be mistaken for this state.
     fn settled(&self) -> bool {
         let seconds = u64::try_from(self.ctime.0).unwrap_or(0);

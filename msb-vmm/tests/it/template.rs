@@ -319,7 +319,7 @@ fn a_maker_killed_at_any_step_is_recovered_from() {
 }
 
 /// The VMMs of a lab that still run.
-fn orphans(lab: &Lab) -> Vec<std::os::fd::OwnedFd> {
+pub(crate) fn orphans(lab: &Lab) -> Vec<std::os::fd::OwnedFd> {
     let folder = lab.path("").into_os_string().into_encoded_bytes();
     let ours = |entry: fs::DirEntry| {
         let number: i32 = entry.file_name().to_str()?.parse().ok()?;

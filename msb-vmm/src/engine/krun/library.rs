@@ -102,7 +102,7 @@ pub(super) fn enter(prepared: Prepared) -> Fault {
 fn add_disk(context: u32, disk: &Disk) -> Result<(), Fault> {
     let file = path(&disk.path)?;
     let format = match disk.format {
-        DiskFormat::Raw => DISK_RAW,
+        DiskFormat::Raw | DiskFormat::Overlay => DISK_RAW,
         DiskFormat::Vmdk => DISK_VMDK,
     };
     // An empty name lets the library make one up from the file.

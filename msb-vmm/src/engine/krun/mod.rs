@@ -113,7 +113,10 @@ impl Krun {
     }
 
     fn grants(&self, machine: &Machine) -> Grants {
-        let mut grants = Grants::default();
+        let mut grants = Grants {
+            limits: Some(files::limits(machine)),
+            ..Grants::default()
+        };
         grants.program(&self.program);
         grants.write.push("/dev/kvm".into());
         grants.read.push(machine.kernel.clone());
@@ -169,6 +172,12 @@ fn config(machine: &Machine, theirs: &Theirs) -> Result<RunnerConfig, Error> {
             return Err(Error::Unsupported {
                 engine: EngineKind::Krun,
                 what: "writing to a disk of several files",
+            });
+        }
+        if disk.format == DiskFormat::Overlay {
+            return Err(Error::Unsupported {
+                engine: EngineKind::Krun,
+                what: "disks of forks",
             });
         }
         disk.path = absolute("disk", &disk.path)?;

@@ -162,7 +162,8 @@ impl From<RunnerConfig> for Written {
                 .map(|disk| WrittenDisk {
                     path: text(disk.path),
                     format: match disk.format {
-                        DiskFormat::Raw => WrittenFormat::Raw,
+                        // Overlays are refused before it comes to this.
+                        DiskFormat::Raw | DiskFormat::Overlay => WrittenFormat::Raw,
                         DiskFormat::Vmdk => WrittenFormat::Vmdk,
                     },
                     read_only: disk.read_only,

@@ -170,7 +170,7 @@ fn memory(machine: &Machine, origin: &Origin<'_>) -> String {
         Origin::Restore { ram, .. } | Origin::Fork { ram, .. } => {
             let fd = ram.as_raw_fd();
             format!(
-                "memory-backend-file,id=ram,size={size}M,share=off,reserve=off,mem-path=/proc/self/fd/{fd}"
+                "memory-backend-file,id=ram,size={size}M,share=off,reserve=off,merge=off,mem-path=/proc/self/fd/{fd}"
             )
         }
     }
@@ -231,9 +231,21 @@ fn format_node(name: &str, disk: &Disk) -> Value {
     let driver = match disk.format {
         DiskFormat::Raw => "raw",
         DiskFormat::Vmdk => "vmdk",
+        DiskFormat::Overlay => "qcow2",
     };
     let path = disk.path.to_string_lossy();
-    if disk.read_only {
+    if let Some(base) = disk.base() {
+        let base = base.to_string_lossy();
+        // The file names no base: a guest that had written to it could name any.
+        json!({
+            "driver": driver, "node-name": name, "discard": "unmap", "read-only": disk.read_only,
+            "file": { "driver": "file", "filename": path, "discard": "unmap", "locking": "on" },
+            "backing": {
+                "driver": "raw", "read-only": true, "force-share": true,
+                "file": { "driver": "file", "filename": base, "locking": "off" },
+            },
+        })
+    } else if disk.read_only {
         // Locks are for writers. `force-share` is inherited by a descriptor's extents.
         json!({
             "driver": driver, "node-name": name, "read-only": true, "force-share": true,

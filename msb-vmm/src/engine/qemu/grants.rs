@@ -8,6 +8,7 @@ use super::{Origin, Qemu};
 use crate::confine::Grants;
 use crate::engine::{Isolation, files};
 use crate::machine::Machine;
+use crate::snapshot::is_sealed;
 
 /// Where distributions keep the firmware: qboot.
 const FIRMWARE: [&str; 3] = [
@@ -20,7 +21,11 @@ const FIRMWARE: [&str; 3] = [
 const MAX_STATE: u64 = 16 << 20;
 
 pub(super) fn of(qemu: &Qemu, machine: &Machine, origin: &Origin<'_>) -> Grants {
-    let mut grants = Grants::default();
+    let mut grants = Grants {
+        limits: Some(files::limits(machine)),
+        small_pages: qemu.isolation() == Isolation::Emulated,
+        ..Grants::default()
+    };
     let program = qemu.program().canonicalize();
     let program = program.unwrap_or_else(|_| qemu.program().to_owned());
     grants.program(&program);
@@ -48,7 +53,11 @@ pub(super) fn of(qemu: &Qemu, machine: &Machine, origin: &Origin<'_>) -> Grants 
         }
         // QEMU opens it for writing, although it maps it privately. It can be saved again.
         Origin::Restore { ram, .. } | Origin::Fork { ram, .. } => {
-            grants.write.push(opened(ram));
+            // What is sealed has no place in the tree of files, which rules are about, and
+            // nobody can write to it.
+            if !is_sealed(ram) {
+                grants.write.push(opened(ram));
+            }
             grants.largest_file = MAX_STATE;
             false
         }

@@ -2,10 +2,13 @@
 //!
 //! Owns the reading of messages ([`parse`], [`Lines`]: bytes in, messages out) and a
 //! blocking [`Connection`] with a deadline. It knows no command; callers name them.
-//! Commands are written ahead without waiting for replies: QEMU answers in order.
+//! Commands are written ahead without waiting for replies: QEMU answers in order. Each has a
+//! number that comes back with its reply, so that the reply to one that was given up is not
+//! taken for another's.
 //!
 //! Read first: `docs/interop/qmp-spec.txt` of QEMU.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -31,10 +34,13 @@ const MAX_DRAINED: u32 = 16;
 pub(crate) enum Message {
     /// The first message of a connection.
     Greeting,
-    /// A command's result.
-    Return(Value),
-    /// A command's refusal, in QEMU's words.
-    Refused(String),
+    /// What came of a command.
+    Reply {
+        /// The command's number; what QEMU can't read it answers without one.
+        id: Option<u64>,
+        /// Its result, or its refusal in QEMU's words.
+        outcome: Result<Value, String>,
+    },
     /// Something happened.
     Event {
         /// What happened.
@@ -56,15 +62,18 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message, ControlError> {
     let Value::Object(mut object) = value else {
         return Err(malformed("not an object".to_owned()));
     };
+    let id = object.get("id").and_then(Value::as_u64);
     if let Some(result) = object.remove("return") {
-        return Ok(Message::Return(result));
+        let outcome = Ok(result);
+        return Ok(Message::Reply { id, outcome });
     }
     if let Some(error) = object.remove("error") {
         let reason = error
             .get("desc")
             .and_then(Value::as_str)
             .unwrap_or("no reason given");
-        return Ok(Message::Refused(reason.chars().take(512).collect()));
+        let outcome = Err(reason.chars().take(512).collect());
+        return Ok(Message::Reply { id, outcome });
     }
     if let Some(Value::String(name)) = object.remove("event") {
         return Ok(Message::Event {
@@ -130,6 +139,10 @@ pub(crate) struct Connection {
     stream: UnixStream,
     lines: Lines,
     deadline: Instant,
+    /// The number of the next command.
+    next: u64,
+    /// Those of commands whose replies are awaited, in order.
+    sent: VecDeque<u64>,
 }
 
 impl Connection {
@@ -140,12 +153,16 @@ impl Connection {
             stream,
             lines: Lines::default(),
             deadline,
+            next: 0,
+            sent: VecDeque::new(),
         })
     }
 
-    /// Gives what follows until `deadline`.
+    /// Gives what follows until `deadline`. Replies to what was said before are not waited
+    /// for any more.
     pub(crate) fn renew(&mut self, deadline: Instant) {
         self.deadline = deadline;
+        self.sent.clear();
     }
 
     /// Drops messages that have come in: events that nobody waits for. A peer that never
@@ -179,7 +196,7 @@ impl Connection {
         command: &'static str,
         arguments: &Value,
     ) -> Result<(), ControlError> {
-        let text = Connection::encode(command, arguments);
+        let text = self.encode(command, arguments);
         self.stream
             .write_all(&text)
             .map_err(|_| ControlError::Closed {
@@ -194,7 +211,7 @@ impl Connection {
         arguments: &Value,
         fd: BorrowedFd<'_>,
     ) -> Result<(), ControlError> {
-        let text = Connection::encode(command, arguments);
+        let text = self.encode(command, arguments);
         let fds = [fd];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -212,8 +229,11 @@ impl Connection {
         }
     }
 
-    fn encode(command: &'static str, arguments: &Value) -> Vec<u8> {
-        let mut message = serde_json::json!({ "execute": command });
+    fn encode(&mut self, command: &'static str, arguments: &Value) -> Vec<u8> {
+        let id = self.next;
+        self.next += 1;
+        self.sent.push_back(id);
+        let mut message = serde_json::json!({ "execute": command, "id": id });
         if !arguments.is_null() {
             message["arguments"] = arguments.clone();
         }
@@ -233,12 +253,15 @@ impl Connection {
         command: &'static str,
         mut seen: impl FnMut(&str),
     ) -> Result<Value, ControlError> {
+        let wanted = self.sent.pop_front();
         loop {
             match self.message(command)? {
-                Message::Return(value) => return Ok(value),
-                Message::Refused(reason) => return Err(ControlError::Refused { command, reason }),
+                Message::Reply { id, outcome } if id == wanted || is_unread(id, &outcome) => {
+                    return outcome.map_err(|reason| ControlError::Refused { command, reason });
+                }
                 Message::Event { name, .. } => seen(&name),
-                Message::Greeting => {}
+                // The reply to something that was given up.
+                Message::Reply { .. } | Message::Greeting => {}
             }
         }
     }
@@ -266,13 +289,8 @@ impl Connection {
                         return Ok(found);
                     }
                 }
-                Message::Refused(reason) => {
-                    return Err(ControlError::Refused {
-                        command: waiting_for,
-                        reason,
-                    });
-                }
-                Message::Greeting | Message::Return(_) => {}
+                // Everything that was said has been replied to, or given up.
+                Message::Greeting | Message::Reply { .. } => {}
             }
         }
     }
@@ -313,6 +331,11 @@ impl Connection {
             Err(_) => Err(ControlError::Closed { waiting_for }),
         }
     }
+}
+
+/// Whether QEMU could not read what it was told.
+fn is_unread(id: Option<u64>, outcome: &Result<Value, String>) -> bool {
+    id.is_none() && outcome.is_err()
 }
 
 #[cfg(test)]

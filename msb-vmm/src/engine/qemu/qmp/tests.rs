@@ -15,11 +15,16 @@ fn messages(bytes: &[u8], chunk: usize) -> Result<Vec<Message>, String> {
     Ok(found)
 }
 
+fn reply(id: Option<u64>, outcome: Result<Value, &str>) -> Message {
+    let outcome = outcome.map_err(str::to_owned);
+    Message::Reply { id, outcome }
+}
+
 #[test]
 fn the_four_forms_are_told_apart() {
     let text = concat!(
         "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n",
-        "{\"return\": {}}\r\n\r\n",
+        "{\"return\": {}, \"id\": 7}\r\n\r\n",
         "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n",
         "{\"timestamp\": {}, \"event\": \"RESUME\"}\n",
         "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n",
@@ -27,8 +32,8 @@ fn the_four_forms_are_told_apart() {
     );
     let expected = vec![
         Message::Greeting,
-        Message::Return(json!({})),
-        Message::Refused("no".into()),
+        reply(Some(7), Ok(json!({}))),
+        reply(None, Err("no")),
         Message::Event {
             name: "RESUME".into(),
             data: Value::Null,
@@ -80,7 +85,7 @@ fn a_refusal_is_cut() {
     let text = json!({ "error": { "desc": "x".repeat(10_000) } }).to_string();
     assert_eq!(
         parse(text.as_bytes()).unwrap(),
-        Message::Refused("x".repeat(512))
+        reply(None, Err(&"x".repeat(512)))
     );
 }
 
@@ -90,7 +95,7 @@ fn replies_come_in_order_and_events_between_them_are_skipped() {
     let mut connection =
         Connection::new(ours, Instant::now() + std::time::Duration::from_secs(60)).unwrap();
     theirs
-        .write_all(b"{\"QMP\":{}}\n{\"return\":1}\n{\"event\":\"STOP\"}\n{\"return\":2}\n{\"error\":{\"desc\":\"why\"}}\n")
+        .write_all(b"{\"QMP\":{}}\n{\"return\":1,\"id\":0}\n{\"event\":\"STOP\"}\n{\"return\":2,\"id\":1}\n{\"error\":{\"desc\":\"why\"}}\n")
         .unwrap();
     assert_eq!(connection.execute("one", &Value::Null).unwrap(), json!(1));
     assert_eq!(
@@ -106,6 +111,23 @@ fn replies_come_in_order_and_events_between_them_are_skipped() {
             waiting_for: "four"
         })
     ));
+}
+
+/// Also not when it comes after the command that follows was said.
+#[test]
+fn the_reply_to_a_command_that_was_given_up_is_nobodys() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut connection = Connection::new(ours, Instant::now()).unwrap();
+    let late = connection.execute("stop", &Value::Null).unwrap_err();
+    assert!(matches!(late, ControlError::TimedOut { .. }));
+    connection.renew(Instant::now() + std::time::Duration::from_secs(60));
+    connection.send("cont", &Value::Null).unwrap();
+    theirs
+        .write_all(
+            b"{\"error\":{\"desc\":\"late\"},\"id\":0}\n{\"return\":5}\n{\"return\":1,\"id\":1}\n",
+        )
+        .unwrap();
+    assert_eq!(connection.reply("cont").unwrap(), json!(1));
 }
 
 #[test]
@@ -129,6 +151,6 @@ proptest! {
     #[test]
     fn replies_survive_the_trip(text: String, chunk in 1usize..9) {
         let line = format!("{}\n", json!({ "return": text }));
-        prop_assert_eq!(messages(line.as_bytes(), chunk), Ok(vec![Message::Return(json!(text))]));
+        prop_assert_eq!(messages(line.as_bytes(), chunk), Ok(vec![reply(None, Ok(json!(text)))]));
     }
 }
