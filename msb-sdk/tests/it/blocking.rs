@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, SystemTime};
 
 use msb_sdk::blocking::{Images, Sandbox, SandboxBuilder, SandboxHandle};
-use msb_sdk::{ExecEvent, ExecOptions, Status};
+use msb_sdk::{ExecEvent, ExecOptions, Snapshots, Status};
 
 use crate::lab;
 
@@ -55,6 +55,19 @@ fn without_runtime(builder: SandboxBuilder) -> anyhow::Result<()> {
     stdin.close();
     assert_eq!(run.recv(), Some(ExecEvent::Stdout("typed".into())));
     assert!(run.wait()?.success());
+
+    sandbox.pause()?;
+    sandbox.resume()?;
+    let name = format!("it-blocking-{}", std::process::id());
+    sandbox.snapshot(&name)?;
+    let copy = Sandbox::from_snapshot(&name).home(lab::home()).create();
+    let removed = Snapshots::open(&lab::home()).remove(&name);
+    let forks = sandbox.fork(2)?;
+    for other in forks.iter().chain([&copy?]) {
+        let hello = other.exec("cat", ["/tmp/file"])?;
+        assert!(hello.stdout()?.starts_with("first second"));
+    }
+    removed?;
     sandbox.stop_and_wait()?;
     Ok(())
 }

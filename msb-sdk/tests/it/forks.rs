@@ -30,7 +30,14 @@ async fn ask(sandbox: &Sandbox, line: &str) -> anyhow::Result<String> {
 }
 
 async fn say(sandbox: &Sandbox, script: &str) -> anyhow::Result<String> {
-    Ok(sandbox.shell(script).await?.stdout()?.trim().to_owned())
+    let output = sandbox.shell(script).await?;
+    anyhow::ensure!(output.status().success(), "{script}: {output:?}");
+    Ok(output.stdout()?.trim().to_owned())
+}
+
+/// A script that waits for a condition, and fails where it never comes.
+fn until(condition: &str) -> String {
+    format!("i=0; until {condition}; do i=$((i + 1)); [ $i -lt 20000 ] || exit 9; done")
 }
 
 /// Seconds since the Unix epoch.
@@ -113,14 +120,13 @@ pub(crate) async fn forks_go_on_as_others() -> anyhow::Result<()> {
 pub(crate) async fn connections_are_the_first_ones() -> anyhow::Result<()> {
     let sandbox = lab::sandbox().await?;
     let port = sandbox.publish("0:80").await?.remove(0);
-    let listens =
-        |port: &str| format!("until cat /proc/net/tcp* | grep -q ':{port} .* 0A '; do :; done");
+    let listens = |port: &str| until(&format!("cat /proc/net/tcp* | grep -q ':{port} .* 0A '"));
     let served = "mkfifo /never; exec 4<>/never; nc -l -p 80 <&4 > /got; echo $? > /ended";
     let _served = sandbox.shell_stream(served).await?;
     say(&sandbox, &listens("0050")).await?;
     let mut peer = TcpStream::connect(port.host)?;
     peer.write_all(b"before ")?;
-    say(&sandbox, "until grep -q before /got; do :; done").await?;
+    say(&sandbox, &until("grep -q before /got")).await?;
     // Another one stays within the guest.
     let inner = "sleep 1000 | nc -l -p 81 > /inner";
     let _inner = sandbox.shell_stream(inner).await?;
@@ -128,22 +134,19 @@ pub(crate) async fn connections_are_the_first_ones() -> anyhow::Result<()> {
     let _holding = sandbox
         .shell_stream("(echo inner; sleep 1000) | nc 127.0.0.1 81")
         .await?;
-    say(&sandbox, "until grep -q inner /inner; do :; done").await?;
+    say(&sandbox, &until("grep -q inner /inner")).await?;
 
     let fork = sandbox.fork(1).await?.remove(0);
     // The program finds its connection gone.
-    say(&fork, "until [ -s /ended ]; do :; done").await?;
+    say(&fork, &until("[ -s /ended ]")).await?;
     assert_eq!(say(&fork, "cat /got").await?, "before");
     // The inner one is as it was: the end that listened is connected.
     let open = "cat /proc/net/tcp* | grep -c ':0051 .* 01 '";
     assert_eq!(say(&fork, open).await?, "1");
 
     peer.write_all(b"after")?;
-    say(
-        &sandbox,
-        "until grep -q after /got; do :; done; [ ! -e /ended ]",
-    )
-    .await?;
+    let after = until("grep -q after /got");
+    say(&sandbox, &format!("{after}; [ ! -e /ended ]")).await?;
     drop(fork);
     peer.shutdown(std::net::Shutdown::Write)?;
     let mut rest = Vec::new();
@@ -241,13 +244,82 @@ pub(crate) async fn the_guide_to_snapshots_holds() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What all threads of a process have run, in nanoseconds.
+fn cpu_time(pid: u32) -> anyhow::Result<u64> {
+    let mut all = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may have ended meanwhile.
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let ran = text.split(' ').next().unwrap_or_default();
+        all += ran.parse::<u64>().unwrap_or(0);
+    }
+    Ok(all)
+}
+
+/// The forks of a sandbox whose supervisor is killed while it is saved: there are none, and
+/// nothing of them is left.
+pub(crate) async fn a_supervisor_killed_while_it_forks_leaves_nothing() -> anyhow::Result<()> {
+    for step in ["forks/.1.lock", "forks/.1.draft/state", "forks/1"] {
+        let sandbox = lab::builder(lab::BUSYBOX)
+            .await?
+            .disk_mib(64)
+            .create()
+            .await?;
+        let name = sandbox.spec().name.clone();
+        let folder = lab::home().path().join("sandboxes").join(&name);
+        let status = fs::read_to_string(format!("/proc/{}/status", sandbox.report().vmm_pid))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        let supervisor: i32 = parent.unwrap_or_default().trim().parse()?;
+        let supervisor = rustix::process::Pid::from_raw(supervisor).expect("it has one");
+        let awaited = folder.join(step);
+        let killer = std::thread::spawn(move || {
+            // A step that is seen too late, or not at all, is another one to be killed at.
+            let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while !awaited.exists() && std::time::Instant::now() < limit {}
+            rustix::process::kill_process(supervisor, rustix::process::Signal::KILL)
+        });
+        let forked = sandbox.fork(2).await;
+        killer.join().expect("no panic")?;
+        sandbox.wait().await;
+        // Those that there are do not need it.
+        for fork in forked.into_iter().flatten() {
+            say(&fork, "true").await?;
+            fork.kill().await?;
+        }
+        // The next command removes what the killed one left, once its machine, which goes with
+        // it, has let go of the lock.
+        let mut looks = 0;
+        while folder.exists() {
+            looks += 1;
+            assert!(looks < 100, "{step}");
+            lab::sandbox().await?.kill().await?;
+        }
+        for number in 1..=2 {
+            let fork = folder.with_file_name(format!("{name}-{number}"));
+            assert!(!fork.exists(), "{step}: {fork:?}");
+        }
+    }
+    Ok(())
+}
+
 pub(crate) async fn a_paused_sandbox_waits() -> anyhow::Result<()> {
     let sandbox = lab::sandbox().await?;
     let name = sandbox.spec().name.clone();
     let handle = msb_sdk::SandboxHandle::find(&lab::home(), &name).await?;
     let _resident = resident(&sandbox).await?;
+    let mut busy = sandbox
+        .shell_stream("echo busy; while :; do :; done")
+        .await?;
+    assert_eq!(busy.recv().await, Some(ExecEvent::Stdout("busy\n".into())));
     sandbox.pause().await?;
     assert_eq!(handle.status().await?.status, Status::Paused);
+    // The loop takes no time of the host's, while this one takes some.
+    let vmm = sandbox.report().vmm_pid;
+    let before = cpu_time(vmm)?;
+    let own = cpu_time(std::process::id())?;
+    while cpu_time(std::process::id())? < own + 500_000_000 {}
+    let taken = cpu_time(vmm)? - before;
+    assert!(taken < 100_000_000, "{taken} ns while it was held");
     let refused = sandbox.snapshot("never").await.expect_err("it is paused");
     assert!(refused.to_string().contains("paused"), "{refused}");
     let running = tokio::spawn({

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "blocking")]
 mod blocking;
+mod cycles;
 mod embedding;
 mod exec;
 mod files;
@@ -42,6 +43,7 @@ macro_rules! tests {
 tests! {
     #[cfg(feature = "blocking")]
     blocking: the_same_names_wait, sandboxes_live_on;
+    cycles: nothing_is_left_of_those_that_have_ended;
     embedding: a_program_outside_of_the_workspace_needs_no_msb;
     exec: programs_have_input_limits_and_time, a_realtime_task_leaves_the_rest_some_time,
         a_shell_is_the_images;
@@ -49,7 +51,8 @@ tests! {
         operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
     forks: forks_go_on_as_others, connections_are_the_first_ones,
         a_snapshot_is_gone_on_from_as_often_as_needed, a_paused_sandbox_waits,
-        an_engine_that_cannot_says_so, the_guide_to_snapshots_holds;
+        an_engine_that_cannot_says_so, a_supervisor_killed_while_it_forks_leaves_nothing,
+        the_guide_to_snapshots_holds;
     guide: the_guide_to_files_holds;
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
     program: the_program_that_people_write, the_example_runs_as_it_stands;
