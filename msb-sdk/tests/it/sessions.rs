@@ -52,7 +52,9 @@ pub(crate) async fn a_program_goes_on_while_nobody_listens() -> anyhow::Result<(
         "{}",
         &text[text.len() - 40..]
     );
-    assert!(text.starts_with("y\n") && text.len() > 200_000 && text.len() < 300_000);
+    // What was dropped ended anywhere, also within a line.
+    assert!(text.trim_start().starts_with("y\ny\n"), "{}", &text[..40]);
+    assert!((200_000..300_000).contains(&text.len()), "{}", text.len());
 
     // Its end is kept, too; a program that has ended can't be let go of.
     let script = "mkfifo /tmp/go; echo on; read line < /tmp/go; echo went";
