@@ -129,6 +129,9 @@ fn leftovers_of_killed_supervisors_are_removed_by_the_next_run() {
     signal(victim.supervisor, "KILL");
     gone(&victim);
     wait(victim.msb);
-    lab.sh("true").success();
-    assert!(!lab.sandboxes().contains(&name));
+    // A process that is gone may have threads that have its lock for a moment yet.
+    until("the next run removes it", || {
+        lab.sh("true").success();
+        !lab.sandboxes().contains(&name)
+    });
 }

@@ -137,12 +137,15 @@ fn a_session_as_people_have_it() {
     screen.sees("[1]+  Stopped");
     screen.types("echo the shell''s turn");
     screen.sees("the shells turn");
+    // What is typed before the shell lets go of the terminal is the shell's.
     screen.types("fg");
+    screen.sees("sh -c \"echo be");
     screen.types("more");
     screen.sees("got more");
 
     // Wide characters, and a terminal that rubs out all bytes of one.
-    screen.types("cat > /tmp/wide");
+    screen.types("sh -c 'echo rea''dy; exec cat > /tmp/wide'");
+    screen.sees("ready");
     screen.tmux(&["send-keys", "-l", "--", "日本語ü語"]);
     screen.press("BSpace");
     screen.press("Enter");
@@ -161,6 +164,7 @@ fn a_session_as_people_have_it() {
     screen.types("clear; echo back");
     screen.sees("back");
     screen.types("exit 7");
+    screen.sees("host$");
     screen.types("echo left with $?");
     screen.sees("left with 7");
 }
