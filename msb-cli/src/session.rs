@@ -8,7 +8,7 @@ use msb_sdk::{
 };
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Failure;
 use crate::detach::DetachKeys;
@@ -152,7 +152,7 @@ async fn follow(
     program: String,
     tty: bool,
     mut signals: mpsc::Receiver<u8>,
-    mut let_go: mpsc::Receiver<()>,
+    mut let_go: mpsc::Receiver<oneshot::Sender<()>>,
     troubles: &mut Vec<Trouble>,
 ) -> Result<Followed, Failure> {
     let mut resized = signal(SignalKind::window_change()).ok();
@@ -193,7 +193,13 @@ async fn follow(
                 }
             }
             // What was under way is still to come.
-            Some(()) = let_go.recv(), if gone.is_none() => gone = Some(handle.detach().await?),
+            Some(refused) = let_go.recv(), if gone.is_none() => match handle.detach().await {
+                Ok(id) => gone = Some(id),
+                Err(error) => {
+                    terminal::complain(&format!("\r\nmsb: {error}\r"));
+                    let _ = refused.send(());
+                }
+            },
             Some(()) = next(&mut resized), if tty => handle.resize(terminal::size()),
         }
     }
@@ -219,7 +225,11 @@ fn write(out: &mut impl Write, data: &[u8], name: &str) -> Result<Option<u8>, Fa
 }
 
 /// Feeds standard input to the program.
-async fn feed(stdin: ExecStdin, mut keys: Option<DetachKeys>, let_go: mpsc::Sender<()>) {
+async fn feed(
+    stdin: ExecStdin,
+    mut keys: Option<DetachKeys>,
+    let_go: mpsc::Sender<oneshot::Sender<()>>,
+) {
     let mut input = tokio::io::stdin();
     let mut chunk = vec![0; STDIN_CHUNK];
     loop {
@@ -234,8 +244,10 @@ async fn feed(stdin: ExecStdin, mut keys: Option<DetachKeys>, let_go: mpsc::Send
                     return;
                 }
                 if detached {
-                    let _ = let_go.send(()).await;
-                    return;
+                    let (refused, still_ours) = oneshot::channel();
+                    if let_go.send(refused).await.is_err() || still_ours.await.is_err() {
+                        return;
+                    }
                 }
             }
         }

@@ -359,17 +359,19 @@ impl Task {
                         Ok(frame) => frame,
                         Err(error) => return lost(&error.to_string()),
                     } {
-                        if frame.stream.is_control() {
-                            if let Some(end) = self.control(&frame) {
-                                return end;
-                            }
-                        } else {
+                        if !frame.stream.is_control() {
                             frame.encode(&mut frames);
+                            continue;
+                        }
+                        // What it says of a stream holds for what comes after.
+                        if let Err(error) = self.hear(&mut frames) {
+                            return lost(&format!("the guest broke the protocol: {error}"));
+                        }
+                        if let Some(end) = self.control(&frame) {
+                            return end;
                         }
                     }
-                    self.endpoint.handle_input(&frames);
-                    frames.clear();
-                    if let Err(error) = self.events() {
+                    if let Err(error) = self.hear(&mut frames) {
                         return lost(&format!("the guest broke the protocol: {error}"));
                     }
                 }
@@ -385,6 +387,13 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Takes what the guest says.
+    fn hear(&mut self, frames: &mut BytesMut) -> Result<(), msb_guest_agent::Error> {
+        self.endpoint.handle_input(frames);
+        frames.clear();
+        self.events()
     }
 
     /// Takes what the supervisor says; its last word ends the sandbox.
@@ -621,9 +630,12 @@ impl Task {
         stream.is_some_and(|stream| stream.leaving.is_some())
     }
 
-    /// Says something to the supervisor, behind what is being written.
+    /// Says something to the supervisor, behind all that is on its way to the guest.
     fn tell(&mut self, message: &ToSupervisor) {
-        self.collect();
+        let before = self.endpoint.output();
+        let len = before.len();
+        self.out.extend_from_slice(before);
+        self.endpoint.consume_output(len);
         self.out.extend_from_slice(&control::encode(message));
     }
 

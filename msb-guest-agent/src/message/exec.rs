@@ -181,7 +181,8 @@ pub enum StreamEvent {
     Troubled {
         /// How it ended.
         status: ExitStatus,
-        /// What ran out or broke while it ran.
+        /// What ran out or broke while it ran. At most eight.
+        #[serde(deserialize_with = "super::trouble::few")]
         troubles: Vec<Trouble>,
     },
 }

@@ -1,8 +1,15 @@
 //! What ran out or broke in a guest, so that the end of a program is not just a number.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::ByteString;
+
+/// The longest name of a program, in bytes: the kernel's have 15.
+const MAX_NAME: usize = 64;
+
+/// The most that is told of one program's end; there are three kinds.
+const MAX_TROUBLES: usize = 8;
 
 /// Something that a program can't help, and its user can.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +19,8 @@ pub enum Trouble {
     OutOfMemory {
         /// How many.
         killed: u32,
-        /// The name of the last of them, where it is known.
+        /// The name of the last of them, where it is known. At most 64 bytes.
+        #[serde(deserialize_with = "short")]
         program: Option<ByteString>,
     },
     /// The guest's file system is full.
@@ -27,6 +35,23 @@ pub enum Trouble {
         /// How often so far.
         count: u32,
     },
+}
+
+fn short<'de, D: Deserializer<'de>>(input: D) -> Result<Option<ByteString>, D::Error> {
+    let name = Option::<ByteString>::deserialize(input)?;
+    match &name {
+        Some(name) if name.0.len() > MAX_NAME => Err(D::Error::custom("the name is too long")),
+        _ => Ok(name),
+    }
+}
+
+/// Reads what is told of one program's end.
+pub(super) fn few<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Trouble>, D::Error> {
+    let troubles = Vec::deserialize(input)?;
+    match troubles.len() {
+        ..=MAX_TROUBLES => Ok(troubles),
+        _ => Err(D::Error::custom("too many troubles")),
+    }
 }
 
 impl std::fmt::Display for Trouble {

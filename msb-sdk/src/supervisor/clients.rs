@@ -25,7 +25,7 @@ use crate::event::{LifeEvent, TimedLife};
 use crate::machine::MachineFailure;
 use crate::machine::MachineRequest;
 use crate::port::PortRequest;
-use crate::session::{Session, SessionAnswer, SessionRequest};
+use crate::session::{Session, SessionAnswer, SessionId, SessionRequest};
 
 /// Clients at once: each is a process that waits for something in one sandbox.
 const MAX_CLIENTS: usize = 256;
@@ -220,7 +220,11 @@ impl Clients {
                 Ok(_) => {}
             }
             // What is asked of the supervisor does not wait for the guest.
-            let (requests, frames, whole) = sort(&mut decoder);
+            let (mut requests, frames, whole) = sort(&mut decoder);
+            // What is asked about streams holds for what comes after.
+            let about_streams =
+                requests.extract_if(.., |request| matches!(request, ToSupervisor::Sessions(_)));
+            let about_streams: Vec<_> = about_streams.collect();
             for request in requests {
                 tokio::select! {
                     () = self.request(id, request) => {}
@@ -247,6 +251,12 @@ impl Clients {
                 }
                 passed
             };
+            for request in about_streams {
+                tokio::select! {
+                    () = self.request(id, request) => {}
+                    () = hung_up(&socket) => return End::asked(ORPHANED),
+                }
+            }
             if let Err(reason) = passed.and(whole) {
                 return End::failure(&format!("its creator {reason}"));
             }
@@ -331,25 +341,34 @@ impl Clients {
                 id: session,
                 stream,
             } => {
-                let stream = StreamId(stream);
-                // At once with what is kept: what comes next is to come behind it.
-                let mut state = self.state();
-                let taken = state.routes.take_up(id, session, stream);
-                let Some(client) = state.clients.get_mut(&id) else {
-                    return;
-                };
-                match taken {
-                    Some(taken) => put_taken_up(taken, stream, &mut client.outbox),
-                    None => {
-                        let reason = format!("nothing was let go of as {session}");
-                        let failure = MachineFailure::new(reason, "`msb attach --list NAME`");
-                        let answer = FromSupervisor::Sessions(Err(failure));
-                        client.outbox.extend_from_slice(&control::encode(&answer));
-                    }
+                let grants = self.attach(id, session, StreamId(stream));
+                if !grants.is_empty() {
+                    self.say(&grants).await;
                 }
-                client.filled.notify_one();
             }
         }
+    }
+
+    /// Gives a stream that was let go of to a client; returns the credit that is still to be
+    /// given for what came until now, which nobody would give any more.
+    fn attach(&self, id: ClientId, session: SessionId, stream: StreamId) -> Vec<Frame> {
+        // At once with what is kept: what comes next is to come behind it.
+        let mut state = self.state();
+        let grants = state.routes.grants();
+        let taken = state.routes.take_up(id, session, stream);
+        if let Some(client) = state.clients.get_mut(&id) {
+            match taken {
+                Some(taken) => put_taken_up(taken, stream, &mut client.outbox),
+                None => {
+                    let reason = format!("nothing was let go of as {session}");
+                    let failure = MachineFailure::new(reason, "`msb attach --list NAME`");
+                    let answer = FromSupervisor::Sessions(Err(failure));
+                    client.outbox.extend_from_slice(&control::encode(&answer));
+                }
+            }
+            client.filled.notify_one();
+        }
+        grants
     }
 
     fn answer(&self, id: ClientId, answer: SessionAnswer) {

@@ -18,6 +18,10 @@ const MAX_KEPT: usize = 256 * 1024;
 /// byte costs no more memory than another.
 const PIECE: usize = 4096;
 
+/// What a piece costs besides its bytes: a program that takes turns between its outputs makes
+/// many short ones.
+const PIECE_COST: usize = 64;
+
 /// Frames other than data: the ends of both outputs and the end of the program.
 const MAX_FRAMES: usize = 8;
 
@@ -29,6 +33,7 @@ pub(super) struct Parked {
     pub(super) since: u64,
     /// The number of a channel, and what came on it.
     pieces: VecDeque<(u8, BytesMut)>,
+    /// What they cost.
     kept: usize,
     frames: Vec<Frame>,
     /// Credit that is still to be given to each output.
@@ -59,21 +64,28 @@ impl Parked {
         let Some((channel, data)) = frame.payload.split_first() else {
             return;
         };
-        if let Some(output) = output(*channel) {
-            self.owed[output] = self.owed[output].saturating_add(data.len() as u32);
+        let Some(output) = output(*channel) else {
+            return;
+        };
+        if data.is_empty() {
+            return;
         }
+        self.owed[output] = self.owed[output].saturating_add(data.len() as u32);
         match self.pieces.back_mut() {
             Some((last, piece)) if last == channel && piece.len() + data.len() <= PIECE => {
                 piece.extend_from_slice(data);
             }
-            _ => self.pieces.push_back((*channel, BytesMut::from(data))),
+            _ => {
+                self.pieces.push_back((*channel, BytesMut::from(data)));
+                self.kept += PIECE_COST;
+            }
         }
         self.kept += data.len();
         while self.kept > MAX_KEPT {
             let Some((_, oldest)) = self.pieces.pop_front() else {
                 return;
             };
-            self.kept -= oldest.len();
+            self.kept -= oldest.len() + PIECE_COST;
         }
     }
 
@@ -142,6 +154,21 @@ mod tests {
         assert_eq!(pieces.back().expect("last").1, &b"end"[..]);
         let last = ((2 * MAX_KEPT - 1) % 251) as u8;
         assert_eq!(pieces[pieces.len() - 2].1.last(), Some(&last));
+    }
+
+    #[test]
+    fn turns_between_the_outputs_and_frames_without_data_cost_no_more() {
+        let mut parked = parked();
+        for _ in 0..MAX_KEPT {
+            for channel in [Channel::Stdout, Channel::Stderr] {
+                parked.take(data(channel, b""));
+                parked.take(data(channel, b"x"));
+            }
+        }
+        parked.take(data(Channel::Stdin, b"no output"));
+        let (_, pieces, _) = parked.unpack();
+        assert_eq!(pieces.len(), MAX_KEPT / (PIECE_COST + 1));
+        assert!(pieces.iter().all(|(_, piece)| piece == &b"x"[..]));
     }
 
     #[test]

@@ -68,6 +68,27 @@ pub(crate) async fn a_program_goes_on_while_nobody_listens() -> anyhow::Result<(
     let mut run = sandbox.shell_stream("true").await?;
     assert!(run.wait().await?.success());
     assert!(run.detach().await.is_err());
+    // It may be in the middle of much that is read.
+    for chunks in 1..=8 {
+        let mut run = sandbox.shell_stream("exec yes").await?;
+        let mut read = 0;
+        while read < chunks * 100_000 {
+            let Some(ExecEvent::Stdout(data)) = run.recv().await else {
+                panic!("it writes");
+            };
+            read += data.len();
+        }
+        let id = run.detach().await?;
+        while run.recv().await.is_some() {}
+        let mut run = sandbox.attach(id).await?;
+        while read < (chunks + 10) * 100_000 {
+            let Some(ExecEvent::Stdout(data)) = run.recv().await else {
+                panic!("it goes on");
+            };
+            read += data.len();
+        }
+        run.kill();
+    }
     // Who comes back and drops it ends it.
     let mut run = sandbox
         .shell_stream("trap '' HUP; echo on; sleep 1000")
