@@ -133,7 +133,7 @@ fn confinement() -> Vec<Finding> {
         ),
         Err(why) => limited(
             "cgroups",
-            format!("the host sets a VMM no limits: {why}"),
+            format!("the host does not limit a VMM's memory, threads and processor time, or not all of them: {why}"),
             Some("run msb where control groups (version 2) are delegated to the user, as in a session of systemd's".into()),
         ),
     };

@@ -85,6 +85,7 @@ impl Sandbox {
             notify,
             out,
             followed: HashSet::new(),
+            again: HashSet::new(),
             gone: HashSet::new(),
             followers: JoinSet::new(),
         };
@@ -274,9 +275,12 @@ struct Watch {
     out: Out,
     /// Those with whose supervisors there is a connection, or will be.
     followed: HashSet<String>,
+    /// Those of them that came again meanwhile.
+    again: HashSet<String>,
     /// Those of them that were removed.
     gone: HashSet<String>,
-    followers: JoinSet<String>,
+    /// Their names, and whether there was a connection.
+    followers: JoinSet<(String, bool)>,
 }
 
 impl Watch {
@@ -288,13 +292,15 @@ impl Watch {
                     Err(_) => return,
                 },
                 Some(done) = self.followers.join_next() => {
-                    let Ok(name) = done else { continue };
+                    let Ok((name, linked)) = done else { continue };
                     self.followed.remove(&name);
                     if self.gone.remove(&name) {
                         self.out.life(&name, LifeEvent::Removed);
                     }
-                    // It may have been started again before this was noticed.
-                    if socket::connect(&self.home.sandboxes().join(&name)).is_ok() {
+                    // It may have been started again before this was noticed. One that lets
+                    // nobody in is not asked again before it comes anew.
+                    let again = self.again.remove(&name) || linked;
+                    if again && socket::connect(&self.home.sandboxes().join(&name)).is_ok() {
                         self.follow(name);
                     }
                 }
@@ -341,15 +347,17 @@ impl Watch {
         if self.followed.insert(name.clone()) {
             let (home, out) = (self.home.clone(), self.out.clone());
             self.followers.spawn(async move {
-                follow(&home, &name, &out).await;
-                name
+                let linked = follow(&home, &name, &out).await;
+                (name, linked)
             });
+        } else {
+            self.again.insert(name);
         }
     }
 }
 
-/// Passes on what a supervisor tells, to its end.
-async fn follow(home: &Home, name: &str, out: &Out) {
+/// Passes on what a supervisor tells, to its end. Returns whether it let us in.
+async fn follow(home: &Home, name: &str, out: &Out) -> bool {
     let handle = SandboxHandle::named(home, name);
     // This waits until it has started.
     match handle.link().await {
@@ -358,6 +366,7 @@ async fn follow(home: &Home, name: &str, out: &Out) {
             while let Some(event) = events.recv().await {
                 out.tell(event);
             }
+            return true;
         }
         Err(Error::Busy { .. }) => {
             let dir = home.sandboxes().join(name);
@@ -370,6 +379,7 @@ async fn follow(home: &Home, name: &str, out: &Out) {
         // It runs no more.
         Err(_) => {}
     }
+    false
 }
 
 #[cfg(test)]

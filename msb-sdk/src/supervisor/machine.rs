@@ -106,6 +106,9 @@ pub(super) struct Keeper {
     saving: Option<GiveUp>,
 }
 
+/// The folder, in a sandbox's, of what forks go on from until all of them have started.
+pub(super) const PASSING: &str = "forks";
+
 impl Keeper {
     pub(super) fn new(
         vm: Vm,

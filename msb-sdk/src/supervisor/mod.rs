@@ -318,6 +318,8 @@ fn settle(launch: &Launch, dir: SandboxDir, state: &mut State, end: &End, remove
         return;
     }
     socket::remove(dir.path());
+    // What forks that nobody came for would have gone on from.
+    let _ = std::fs::remove_dir_all(dir.path().join(machine::PASSING));
     state.ended(&end.reason, end.asked);
     // Without the note the free lock says that it has ended, though not how.
     let _ = state.write(dir.path());

@@ -19,7 +19,7 @@ use msb_vmm::{
     PortName, Snapshot, Step, Vcpus, Vm,
 };
 
-use super::machine::{Keeper, wall_clock_ns};
+use super::machine::{Keeper, PASSING, wall_clock_ns};
 use super::meter::Meter;
 use super::network::{Wire, Wiring};
 use super::{patch, restore, template};
@@ -136,7 +136,7 @@ pub(super) fn start(
         ports,
     };
     let about = restore::about(launch, &image)?.to_json();
-    let passing = dir.path().join("forks");
+    let passing = dir.path().join(PASSING);
     let keeper = Keeper::new(vm, home.snapshots(), passing, about).map_err(Failure::io)?;
     Ok(Running {
         keeper,

@@ -22,6 +22,9 @@ use rustix::process::Pid;
 /// What groups are called, before a number.
 const PREFIX: &str = "msb-vmm-";
 
+/// The controllers that matter.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
 /// What a VMM takes beside its guest's memory: code, translated code, buffers.
 const OVERHEAD: u64 = 512 << 20;
 
@@ -77,10 +80,14 @@ pub(super) fn place(pid: Pid, limits: Limits) -> Result<Group, Errno> {
     make(&parent, pid, limits).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Whether there is a place for groups.
+/// Whether there is a place for groups with all limits.
 pub(super) fn available() -> Result<(), Errno> {
     let (root, own) = hierarchy()?;
-    delegated(&root, &own).map(drop)
+    let parent = delegated(&root, &own)?;
+    match controllers(&parent).len() == CONTROLLERS.len() {
+        true => Ok(()),
+        false => Err(Errno::OPNOTSUPP),
+    }
 }
 
 /// Where the hierarchy is, and this process in it.
@@ -126,7 +133,7 @@ fn delegated(root: &Path, own: &Path) -> Result<PathBuf, Errno> {
 fn controllers(group: &Path) -> Vec<&'static str> {
     let text = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
     let has = |name: &&str| text.split_ascii_whitespace().any(|word| word == *name);
-    ["memory", "pids", "cpu"].into_iter().filter(has).collect()
+    CONTROLLERS.into_iter().filter(has).collect()
 }
 
 fn make(parent: &Path, pid: Pid, limits: Limits) -> io::Result<Group> {
