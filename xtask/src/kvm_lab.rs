@@ -52,6 +52,10 @@ const ROOT_SIZE: &str = "768M";
 /// three of seven runs of one day.
 const MAX_DEATHS: u32 = 4;
 
+/// How often a step may hang until it is killed before that is a failure. Seen once in three runs:
+/// a program in a sandbox whose end nobody saw; why is not known. It is told each time.
+const MAX_HANGS: u32 = 1;
+
 /// Runs everything, or only the engine tests whose name holds one of `filters`.
 pub(crate) fn run(filters: &[String]) -> Result<()> {
     let filters: Vec<&String> = filters.iter().filter(|word| *word != "--").collect();
@@ -82,12 +86,18 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
         step("KVM lab", || lab.boot(parts, Clock::Wall))
     };
     let mut left = MAX_DEATHS;
+    let mut hangs = MAX_HANGS;
     let report = loop {
         match wall() {
             Err(error) if left > 0 && lab.died_of_patching() => {
                 left -= 1;
                 eprintln!("    {error:#}");
                 eprintln!("    the outer kernel died of a trap in code that it had patched: again");
+            }
+            Err(error) if hangs > 0 && lab.hung() => {
+                hangs -= 1;
+                eprintln!("    {error:#}");
+                eprintln!("    a step hung and was killed, which is a defect: once more");
             }
             report => break report?,
         }
@@ -230,6 +240,14 @@ impl Lab {
     fn died_of_patching(&self) -> bool {
         let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         log.contains("] Oops: int3:") && !log.contains("@lab done")
+    }
+
+    /// Whether a step was killed because it took too long.
+    fn hung(&self) -> bool {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let ends = log.lines().filter_map(|line| line.split_once("@lab end "));
+        ends.filter_map(|(_, end)| end.split(' ').nth(1))
+            .any(|code| code == "137")
     }
 
     /// Boots the outer guest, and fails when one of its steps does.
