@@ -52,7 +52,7 @@ const ROOT_SIZE: &str = "768M";
 /// three of seven runs of one day.
 const MAX_DEATHS: u32 = 4;
 
-/// How often a step may hang until it is killed before that is a failure. Seen once in three runs:
+/// How often a step may hang until it is killed before that is a failure. Seen in one of the first three runs:
 /// a program in a sandbox whose end nobody saw; why is not known. It is told each time.
 const MAX_HANGS: u32 = 1;
 

@@ -50,8 +50,8 @@ pub(crate) struct Grants {
     /// The longest file it may write, in bytes.
     pub(crate) largest_file: u64,
     /// No huge pages. QEMU asks for them for the code that its translator writes, of which a
-    /// guest that does little needs a small part of each: to clear them was an eighth of
-    /// what a start cost, and they are memory that nobody shares.
+    /// guest that does little needs a small part of each; all of it would be cleared, and is
+    /// memory that nobody shares.
     pub(crate) small_pages: bool,
     /// What it is limited to as a whole, where the host lets it.
     pub(crate) limits: Option<Limits>,
