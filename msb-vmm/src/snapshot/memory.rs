@@ -68,7 +68,7 @@ pub(super) fn save(pid: Pid, base: &File, to: &File, given_up: &AtomicBool) -> i
     // What the new file shares with the old one has to be overwritten also by zeros.
     let shared = ioctl_ficlone(to, base).is_ok();
     if !shared {
-        copy_unchanged(base, to, page, &changed)?;
+        copy_unchanged(base, to, page, &changed, given_up)?;
     }
     let mem = proc("mem")?;
     let places = places(&mappings, &changed, page);
@@ -196,8 +196,18 @@ fn runs(changed: &[bool]) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Copies the content of `base` but for what was changed. Holes stay holes.
-fn copy_unchanged(base: &File, to: &File, page: usize, changed: &[bool]) -> io::Result<()> {
+/// How much is copied before it is looked whether somebody wants it, in bytes.
+const STEP: usize = 32 << 20;
+
+/// Copies the content of `base` but for what was changed. Holes stay holes. Ends early, with an
+/// error, once `given_up` is set.
+fn copy_unchanged(
+    base: &File,
+    to: &File,
+    page: usize,
+    changed: &[bool],
+    given_up: &AtomicBool,
+) -> io::Result<()> {
     let mut end = 0;
     loop {
         let start = match seek(base, SeekFrom::Data(end)) {
@@ -215,7 +225,13 @@ fn copy_unchanged(base: &File, to: &File, page: usize, changed: &[bool]) -> io::
         for (from, until) in runs(&kept) {
             let at = ((first + from) * page) as u64;
             let until = ((first + until) * page) as u64;
-            copy::copy(base, to, at, until.min(end))?;
+            let until = until.min(end);
+            for at in (at..until).step_by(STEP) {
+                if given_up.load(Ordering::Relaxed) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                copy::copy(base, to, at, until.min(at + STEP as u64))?;
+            }
         }
     }
 }
@@ -321,7 +337,11 @@ mod tests {
         for file in [&from, &to] {
             file.set_len(16 * 4096).unwrap();
         }
-        copy_unchanged(&from, &to, page, &changed).unwrap();
+        let given_up = AtomicBool::new(true);
+        let error = copy_unchanged(&from, &to, page, &changed, &given_up).expect_err("given up");
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        given_up.store(false, Ordering::Relaxed);
+        copy_unchanged(&from, &to, page, &changed, &given_up).unwrap();
         let mut first = [0; 1];
         for (at, content) in [(0, 7), (1, 0), (2, 7), (3, 7), (8, 0), (9, 0)] {
             to.read_exact_at(&mut first, at * 4096).unwrap();
