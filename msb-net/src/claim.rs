@@ -8,6 +8,7 @@
 //! An answer that was given for some bytes holds for whatever follows them.
 
 use crate::Name;
+use crate::policy::{Claim, Transport};
 
 /// The most bytes that are looked at: a ClientHello with post-quantum keys has
 /// two thousand, servers take HTTP heads of about this size.
@@ -25,6 +26,17 @@ pub enum Claimed {
     Absent,
     /// This host.
     Name(Name),
+}
+
+impl Claimed {
+    /// What it is to the policy, of a client that speaks first or might have to.
+    pub(crate) fn by(&self, transport: Transport) -> Claim<'_> {
+        match self {
+            Self::Name(name) => Claim::Name(name),
+            Self::Foreign if !transport.must_claim() => Claim::None,
+            _ => Claim::Absent,
+        }
+    }
 }
 
 /// Reads a client's first bytes. With [`MAX_EXAMINED`] of them the answer is
@@ -54,6 +66,12 @@ pub fn examine(bytes: &[u8]) -> Claimed {
         Claimed::Partial if full => Claimed::Absent,
         claimed => claimed,
     }
+}
+
+/// Tells whether a client's first bytes ask a proxy for a tunnel: the host they name is
+/// the tunnel's end, and not whoever is spoken to.
+pub fn is_tunnel(bytes: &[u8]) -> bool {
+    bytes.starts_with(CONNECT)
 }
 
 /// The content type of a TLS record with handshake messages.
@@ -158,6 +176,9 @@ fn name(text: &[u8]) -> Option<Name> {
     Name::new(std::str::from_utf8(text).ok()?).ok()
 }
 
+/// The method that asks for a tunnel (RFC 9110, 9.3.6).
+const CONNECT: &[u8] = b"CONNECT ";
+
 /// Methods of HTTP and WebDAV, with the blank behind them. A client with another
 /// one is not taken for HTTP, so that no other protocol is kept waiting.
 const METHODS: &[&[u8]] = &[
@@ -166,7 +187,7 @@ const METHODS: &[&[u8]] = &[
     b"POST ",
     b"PUT ",
     b"DELETE ",
-    b"CONNECT ",
+    CONNECT,
     b"OPTIONS ",
     b"TRACE ",
     b"PATCH ",
@@ -204,27 +225,33 @@ fn http(bytes: &[u8]) -> Claimed {
         // HTTP/2 without TLS, or nothing we know.
         return Claimed::Absent;
     };
-    let Some(length) = find(&bytes[end + 1..], b"\r\n\r\n").map(|length| length + 2) else {
-        // A head without any field ends at once, and names nobody.
-        return match bytes.get(end + 1..end + 3) {
-            Some(b"\r\n") => Claimed::Absent,
-            _ => Claimed::Partial,
-        };
+    let rest = &bytes[end + 1..];
+    // A head without any field ends at once.
+    let length = match rest.starts_with(b"\r\n") {
+        true => Some(0),
+        false => find(rest, b"\r\n\r\n").map(|length| length + 2),
     };
-    if bytes[end + 1..].starts_with(b"\r\n") {
+    let Some(length) = length else {
+        return Claimed::Partial;
+    };
+    let (Ok(field), Ok(target)) = (host_field(&rest[..length]), host_of_target(target, method))
+    else {
         return Claimed::Absent;
-    }
-    let fields = &bytes[end + 1..end + 1 + length];
-    match (host_field(fields), host_of_target(target, method)) {
-        (Some(host), Ok(None)) => Claimed::Name(host),
-        (Some(host), Ok(Some(other))) if host == other => Claimed::Name(host),
+    };
+    match (field, target) {
+        (Some(host), None) => Claimed::Name(host),
+        (Some(host), Some(other)) if host == other => Claimed::Name(host),
+        // Clients of HTTP/1.0 name a tunnel's end once.
+        (None, Some(host)) if is_tunnel(bytes) && version == Some(&b"HTTP/1.0"[..]) => {
+            Claimed::Name(host)
+        }
         _ => Claimed::Absent,
     }
 }
 
 /// The host that the request target itself names, in absolute form or CONNECT.
 fn host_of_target(target: &[u8], method: &[u8]) -> Result<Option<Name>, ()> {
-    if method == b"CONNECT " {
+    if method == CONNECT {
         return host(target).map(Some).ok_or(());
     }
     if target.starts_with(b"/") || target == b"*" {
@@ -242,31 +269,31 @@ fn host_of_target(target: &[u8], method: &[u8]) -> Result<Option<Name>, ()> {
     host(authority).map(Some).ok_or(())
 }
 
-/// The one Host field of a head; `None` when there is none, or room for doubt.
-fn host_field(fields: &[u8]) -> Option<Name> {
+/// The one Host field of a head, if there is one; an error where there is room for doubt.
+fn host_field(fields: &[u8]) -> Result<Option<Name>, ()> {
     let mut found = None;
     for line in fields.split(|byte| *byte == b'\n') {
         if line.is_empty() {
             continue;
         }
-        let line = line.strip_suffix(b"\r")?;
-        let colon = find(line, b":")?;
+        let line = line.strip_suffix(b"\r").ok_or(())?;
+        let colon = find(line, b":").ok_or(())?;
         let (key, value) = (&line[..colon], &line[colon + 1..]);
         // Folded lines, blanks before the colon and stray control characters are
         // what request smuggling is made of (RFC 9112, 5.1, 5.2, 2.2).
         let token = |byte: &u8| byte.is_ascii_graphic();
         let text = |byte: &u8| !byte.is_ascii_control() || *byte == b'\t';
         if key.is_empty() || !key.iter().all(token) || !value.iter().all(text) {
-            return None;
+            return Err(());
         }
         if key.eq_ignore_ascii_case(b"host") {
             if found.is_some() {
-                return None;
+                return Err(());
             }
-            found = Some(host(value.trim_ascii())?);
+            found = Some(host(value.trim_ascii()).ok_or(())?);
         }
     }
-    found
+    Ok(found)
 }
 
 /// A host with or without a port.
@@ -381,6 +408,15 @@ mod tests {
                 "example.com",
             ),
             (
+                "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n",
+                "example.com",
+            ),
+            ("CONNECT example.com:443 HTTP/1.0\r\n\r\n", "example.com"),
+            (
+                "CONNECT example.com:443 HTTP/1.0\r\nA: b\r\n\r\n",
+                "example.com",
+            ),
+            (
                 "OPTIONS * HTTP/1.1\r\nHost: example.com\r\n\r\n",
                 "example.com",
             ),
@@ -407,6 +443,12 @@ mod tests {
             "GET http://b.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
             "GET https://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
             "GET /a b HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "CONNECT a.example:443 HTTP/1.1\r\n\r\n",
+            "CONNECT a.example:443 HTTP/1.1\r\nA: b\r\n\r\n",
+            "CONNECT a.example:443 HTTP/1.1\r\nHost: b.example\r\n\r\n",
+            "CONNECT a.example:443 HTTP/1.0\r\nHost: b.example\r\n\r\n",
+            "CONNECT 1.2.3.4:443 HTTP/1.0\r\n\r\n",
+            "GET http://a.example/ HTTP/1.0\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: a.example\r\n\r\n",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ] {

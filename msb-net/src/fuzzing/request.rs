@@ -116,6 +116,7 @@ pub fn http_relay(data: &[u8]) {
             bound: Vec::new(),
             flow: Flow::tcp([1, 1, 1, 1].into(), 80),
             secure: false,
+            tunnels: true,
             policy: Arc::new(Policy::allow_all()),
         };
         let mut relay = Relay::new(Session::new(context, Arc::new([])));

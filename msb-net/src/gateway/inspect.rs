@@ -6,7 +6,7 @@ use smoltcp::socket::tcp::State;
 
 use super::event::Event;
 use super::event::Refusal;
-use super::{Action, Config, FlowId, Gateway, policy};
+use super::{Action, FlowId, Gateway, policy};
 use crate::Name;
 use crate::claim::{self, Claimed};
 use crate::policy::{Claim, Decider, Names, Pattern, Reads};
@@ -44,21 +44,29 @@ impl Gateway {
             Claimed::Partial => Claimed::Absent,
             claimed => claimed,
         };
-        let claim = match &claimed {
-            Claimed::Name(name) => Claim::Name(name),
-            Claimed::Foreign if !facts.transport.must_claim() => Claim::None,
-            _ => Claim::Absent,
+        let kind = match socket.peek(claim::MAX_EXAMINED).unwrap_or(&[]) {
+            bytes if claim::is_tunnel(bytes) && self.config.intercept.is_some() => Kind::Tunnel,
+            bytes => Kind::of(bytes, &claimed),
         };
-        let kind = match socket.peek(1) {
-            Ok([TLS_HANDSHAKE]) => Kind::Tls,
-            _ if claimed == Claimed::Foreign => Kind::Other,
-            _ => Kind::Http,
+        let claim = match &claimed {
+            // Of the proxy it says nothing; whoever reads it judges the tunnel's end.
+            _ if kind == Kind::Tunnel => Claim::None,
+            claimed => claimed.by(facts.transport),
         };
         let Unjudged { bound, inspect, .. } = &**unjudged;
         let (names, inspect) = (Names { bound, claim }, *inspect);
         let verdict = self.config.policy.decide(&facts, &names);
         let way = match verdict.action {
-            policy::Action::Allow => way(&self.config, &facts, &names, &verdict, kind),
+            policy::Action::Allow => {
+                let intercept = self.config.intercept.as_ref();
+                way(
+                    (&self.config.policy, intercept),
+                    &facts,
+                    &names,
+                    &verdict,
+                    kind,
+                )
+            }
             policy::Action::Deny => Way::Pass,
         };
         let name = bound.iter().rfind(|bound| claim == Claim::Name(bound));
@@ -133,15 +141,28 @@ pub struct Intercepted {
 
 /// What a flow begins with.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Tls,
     Http,
+    /// A request for a tunnel, where those are looked into.
+    Tunnel,
     Other,
+}
+
+impl Kind {
+    /// Tells what a flow begins with that claims this.
+    pub(crate) fn of(bytes: &[u8], claimed: &Claimed) -> Self {
+        match bytes.first() {
+            Some(&TLS_HANDSHAKE) => Self::Tls,
+            _ if *claimed == Claimed::Foreign => Self::Other,
+            _ => Self::Http,
+        }
+    }
 }
 
 /// What happens to a flow that may pass.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     Pass,
     Intercept,
     Refuse,
@@ -150,20 +171,20 @@ enum Way {
 /// The first byte of TLS (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 
-fn way(
-    config: &Config,
+/// Says what happens to a flow that the policy allows.
+pub(crate) fn way(
+    (policy, intercept): (&policy::Policy, Option<&Intercept>),
     facts: &policy::Flow,
     names: &Names<'_>,
     verdict: &policy::Verdict,
     kind: Kind,
 ) -> Way {
-    let policy = &config.policy;
     let by_request = |index: usize| policy.rules()[index].protocol == policy::Protocol::Http;
     let only_requests = matches!(verdict.by, Decider::Rule(index) if by_request(index));
     let reads = policy.reads_requests(facts, names);
     let must = match (reads, kind) {
         (Reads::Always, _) => true,
-        (Reads::IfHttp, Kind::Tls | Kind::Http) => true,
+        (Reads::IfHttp, Kind::Tls | Kind::Http | Kind::Tunnel) => true,
         // A later request of the connection may be to a host that has rules.
         (_, Kind::Http) => policy.has_request_rules() && matches!(names.claim, Claim::Name(_)),
         _ => only_requests,
@@ -180,10 +201,10 @@ fn way(
         let passes = claim.is_some_and(|n| own.passthrough.iter().any(|p| p.matches(n)));
         kind != Kind::Other && !passes && (own.all || has(&own.hosts))
     };
-    match &config.intercept {
+    match intercept {
         _ if must && kind == Kind::Other => Way::Refuse,
         None if must => Way::Refuse,
-        Some(own) if must || wanted(own) => Way::Intercept,
+        Some(own) if must || kind == Kind::Tunnel || wanted(own) => Way::Intercept,
         _ => Way::Pass,
     }
 }

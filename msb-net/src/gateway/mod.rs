@@ -72,6 +72,8 @@ use self::fragment::Fragments;
 pub(crate) use self::ids::FlowMap;
 pub use self::inbound::PublishedId;
 pub use self::inspect::{Intercept, Intercepted};
+#[cfg(feature = "shell")]
+pub(crate) use self::inspect::{Kind, Way, way};
 pub(crate) use self::offload::LENGTH as OFFLOAD_HEADER;
 use self::outbox::Outbox;
 use self::packet::{Packet, Unfit};

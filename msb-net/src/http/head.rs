@@ -91,15 +91,18 @@ pub struct Request {
     pub method: String,
     /// The host and perhaps port that it is for.
     pub authority: String,
-    /// Path and query, or `*`. There may be a credential in it.
+    /// Path and query, or `*`, or with CONNECT the authority. There may be a credential in it.
     pub target: Zeroizing<String>,
     /// The fields, without Host.
     pub fields: Fields,
 }
 
 impl Request {
-    /// Returns the target without its query.
+    /// Returns the target without its query; with CONNECT what stands behind the host.
     pub fn path(&self) -> &str {
+        if self.method == "CONNECT" {
+            return self.target.rfind(':').map_or("", |at| &self.target[at..]);
+        }
         self.target.split('?').next().unwrap_or(&self.target)
     }
 }
@@ -160,6 +163,9 @@ pub enum Fault {
     /// The version is not supported.
     #[error("the version is not supported")]
     Version,
+    /// The client waits for something that is not a 100, or for what nobody knows.
+    #[error("the expectation is not known")]
+    Expectation,
 }
 
 /// A request and how it is framed.
@@ -251,6 +257,7 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, Fault> {
     };
     let old = version == 0;
     let mut fields = collect(parsed.headers);
+    check_fields(&fields)?;
     // Lower case methods are others, and taken for the same by some.
     if !method
         .bytes()
@@ -259,8 +266,11 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, Fault> {
         return Err(Fault::Malformed);
     }
     let hosts: Vec<_> = fields.all("host").collect();
-    let [host] = hosts[..] else {
-        return Err(Fault::Host);
+    let host = match hosts[..] {
+        [host] => host,
+        // Clients of HTTP/1.0 name a tunnel's end once.
+        [] if old && method == "CONNECT" => target.as_bytes(),
+        _ => return Err(Fault::Host),
     };
     let host = String::from_utf8(host.to_vec()).map_err(|_| Fault::Host)?;
     let good = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
@@ -269,13 +279,20 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, Fault> {
     }
     let target = Zeroizing::new(origin_form(method, target, &host)?);
     let framing = match body_framing(&fields, old)? {
+        // What follows is the tunnel's, or another request.
+        Some(framing) if method == "CONNECT" && framing != Framing::None => {
+            return Err(Fault::Length);
+        }
         Some(framing) => framing,
         None => Framing::None,
     };
     fields.remove("host");
     let request = Request {
         method: method.into(),
-        authority: host,
+        authority: match method {
+            "CONNECT" => target.to_string(),
+            _ => host,
+        },
         target,
         fields,
     };
@@ -294,11 +311,15 @@ fn origin_form(method: &str, target: &str, host: &str) -> Result<String, Fault> 
         return Err(Fault::Target);
     }
     if method == "CONNECT" {
-        let same = target.eq_ignore_ascii_case(host);
-        return if same {
-            Ok(target.into())
-        } else {
-            Err(Fault::Host)
+        let (name, port) = target.rsplit_once(':').ok_or(Fault::Target)?;
+        if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Fault::Target);
+        }
+        // Some clients leave out the port in Host.
+        let same = [target, name].map(|text| text.eq_ignore_ascii_case(host));
+        return match same.contains(&true) {
+            true => Ok(target.into()),
+            false => Err(Fault::Host),
         };
     }
     if target.starts_with('/') || target == "*" && method == "OPTIONS" {
@@ -321,6 +342,35 @@ fn origin_form(method: &str, target: &str, host: &str) -> Result<String, Fault> 
     }
 }
 
+/// Refuses fields of a request that servers take for different things, whatever the version.
+///
+/// # Errors
+///
+/// The request must not be passed on.
+pub fn check_fields(fields: &Fields) -> Result<(), Fault> {
+    // Gateways to programs make the same variable of both spellings.
+    let spelt = |name: &str| fields.0.iter().any(|field| field.name == name);
+    if spelt("content_length") {
+        return Err(Fault::Length);
+    }
+    if spelt("transfer_encoding") {
+        return Err(Fault::TransferCoding);
+    }
+    // Whoever does not know one does not wait, or does (RFC 9110, 10.1.1).
+    let mut expected = fields.all("expect");
+    match (expected.next(), expected.next()) {
+        (None, _) => Ok(()),
+        (Some(own), None) if own.eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        _ => Err(Fault::Expectation),
+    }
+}
+
+/// Tells whether a length is written in the one way that every reader takes for it.
+pub fn is_length(text: &[u8]) -> bool {
+    let digits = text.iter().all(u8::is_ascii_digit) && matches!(text.len(), 1..=18);
+    digits && (text == b"0" || text[0] != b'0')
+}
+
 /// What the fields say about a body; `None` when they say nothing.
 fn body_framing(fields: &Fields, old: bool) -> Result<Option<Framing>, Fault> {
     let codings: Vec<_> = fields.all("transfer-encoding").collect();
@@ -328,8 +378,8 @@ fn body_framing(fields: &Fields, old: bool) -> Result<Option<Framing>, Fault> {
     match (&codings[..], &lengths[..]) {
         ([], []) => Ok(None),
         ([], [length]) => {
-            let digits = length.iter().all(u8::is_ascii_digit) && length.len() <= 18;
-            let text = std::str::from_utf8(length).ok().filter(|_| digits);
+            let text = std::str::from_utf8(length).ok();
+            let text = text.filter(|_| is_length(length));
             match text.and_then(|text| text.parse().ok()) {
                 Some(0) => Ok(Some(Framing::None)),
                 Some(length) => Ok(Some(Framing::Length(length))),

@@ -8,7 +8,8 @@
 //!   guest     Head ──► Body ──► Done ─┐       one exchange at a time: what a
 //!              │ refused: answered    │       client sends ahead waits
 //!   server    Idle ──► Head ──► Body ─┴─► both Head and Idle again, or closed
-//!                        └ 101 ──► Tunnel, both ways
+//!                        ├ 101 ──► Tunnel, both ways
+//!                        └ CONNECT: over, and what follows is another's
 //! ```
 //!
 //! Whoever drives it reads from the guest while [`Relay::wants_guest`], from the
@@ -24,7 +25,7 @@ use super::head::{
 use super::outgoing::{Outgoing, Put as _};
 use super::session::{Decision, Problem, ResponseBody, Session};
 use crate::secret::Scrubber;
-use crate::secret::substitute::{Body, MAX_WHOLE_BODY};
+use crate::secret::substitute::{Body, MAX_WHOLE_BODY, Refusal};
 
 /// The most bytes that wait to be parsed: a head, and what came with it.
 const MAX_INPUT: usize = 2 * MAX_HEAD;
@@ -93,6 +94,8 @@ pub enum End {
     Finished,
     /// In the middle of a message: the guest must not take it for a whole one.
     Broken,
+    /// A proxy opened a tunnel: what follows is no part of this connection.
+    Tunnel,
 }
 
 /// The exchange under way.
@@ -213,6 +216,14 @@ impl Relay {
     /// Tells how the connection ended, if it did.
     pub fn end(&self) -> Option<End> {
         self.end
+    }
+
+    /// What came behind the end, from guest and server, and the port that the tunnel leads
+    /// to, if there is one.
+    pub fn into_tunnel(self) -> Option<(u16, Vec<u8>, Vec<u8>)> {
+        let port = self.exchange.path.strip_prefix(':')?.parse().ok()?;
+        let rest = |mut input: Input| input.bytes.split_off(input.read);
+        (self.end == Some(End::Tunnel)).then(|| (port, rest(self.guest), rest(self.server)))
     }
 
     /// The session, for its notes and new values.
@@ -356,7 +367,9 @@ impl Relay {
             (body, framing) => {
                 let body = body.filter(|_| framing != Framing::None);
                 let writer = match framing {
-                    Framing::Length(_) if body.is_none() => BodyWriter::Plain,
+                    Framing::Length(_) if !body.as_ref().is_some_and(Body::changes_length) => {
+                        BodyWriter::Plain
+                    }
                     Framing::None => BodyWriter::Plain,
                     _ => BodyWriter::Chunked,
                 };
@@ -389,18 +402,22 @@ impl Relay {
         let rest = self.guest.rest();
         match reader.step(rest) {
             Ok(Step::Data(length)) => {
-                own.0.push(&rest[..length], &mut own.2);
+                let pushed = own.0.push(&rest[..length], &mut own.2);
                 own.2.mark();
                 self.guest.take(length);
-                true
+                pushed.map_err(|refusal| self.refuse_body(refusal)).is_ok()
             }
             Ok(Step::End(..)) => {
                 let Up::Whole(_, own) = std::mem::replace(&mut self.up, Up::Done) else {
                     return false;
                 };
                 let (mut body, mut request, mut bytes) = *own;
-                body.finish(&mut bytes);
+                let finished = body.finish(&mut bytes);
                 bytes.mark();
+                if let Err(refusal) = finished {
+                    self.refuse_body(refusal);
+                    return false;
+                }
                 let length = bytes.len().to_string();
                 request.fields.set("content-length", length);
                 self.write_request(&request);
@@ -415,6 +432,23 @@ impl Relay {
                 false
             }
         }
+    }
+
+    /// Answers a request whose body must not be sent, or not to its end.
+    fn refuse_body(&mut self, refusal: Refusal) {
+        let Exchange { method, path, .. } = &self.exchange;
+        let problem = self.session.refusal(refusal, method, path);
+        self.give_up(&problem);
+    }
+
+    /// Ends the connection within a request. What the server has of it must not be taken
+    /// for a whole one.
+    fn give_up(&mut self, problem: &Problem) {
+        if matches!(self.down, Down::Head) {
+            self.exchange.last = true;
+            self.answer(problem);
+        }
+        self.close(End::Broken);
     }
 
     fn note_used(&mut self, body: &Body) {
@@ -434,10 +468,11 @@ impl Relay {
                 true
             }
             Ok(Step::Data(length)) => {
+                let mut pushed = Ok(());
                 match body {
                     Some(body) => {
                         let mut piece = Outgoing::default();
-                        body.push(&rest[..length], &mut piece);
+                        pushed = body.push(&rest[..length], &mut piece);
                         piece.mark();
                         writer.write(&piece, &mut self.to_server);
                         self.to_server.mark();
@@ -445,17 +480,21 @@ impl Relay {
                     None => writer.write(&rest[..length], &mut self.to_server),
                 }
                 self.guest.take(length);
-                true
+                pushed.map_err(|refusal| self.refuse_body(refusal)).is_ok()
             }
             Ok(Step::End(length, trailers)) => {
                 let (body, writer) = (body.take(), *writer);
                 if let Some(mut body) = body {
                     let mut piece = Outgoing::default();
-                    body.finish(&mut piece);
+                    let finished = body.finish(&mut piece);
                     piece.mark();
                     writer.write(&piece, &mut self.to_server);
                     self.to_server.mark();
                     self.note_used(&body);
+                    if let Err(refusal) = finished {
+                        self.refuse_body(refusal);
+                        return false;
+                    }
                 }
                 writer.finish(&trailers, &mut self.to_server);
                 self.guest.take(length);
@@ -468,13 +507,8 @@ impl Relay {
                 false
             }
             Err(fault) => {
-                // Part of it is on its way: the server must not take it for a whole.
                 let problem = self.session.fault(fault);
-                if matches!(self.down, Down::Head) {
-                    self.exchange.last = true;
-                    self.answer(&problem);
-                }
-                self.close(End::Broken);
+                self.give_up(&problem);
                 false
             }
         }
@@ -569,6 +603,12 @@ impl Relay {
                 return self.close(End::Finished);
             }
         };
+        if self.exchange.method == "CONNECT" && matches!(response.status, 200..300) {
+            // It has no content, whatever it says (RFC 9110, 9.3.6).
+            response.fields.remove("content-length");
+            self.write_response(response.status, &response.fields);
+            return self.close(End::Tunnel);
+        }
         if response.status == 101 {
             if !self.exchange.upgrade || self.exchange.old {
                 return self.fail("it changed the protocol without being asked");
@@ -711,8 +751,10 @@ fn reason(status: u16) -> &'static str {
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        407 => "Proxy Authentication Required",
         409 => "Conflict",
         415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
         421 => "Misdirected Request",
         422 => "Unprocessable Content",
         429 => "Too Many Requests",

@@ -108,6 +108,7 @@ impl Problem {
         let status = match fault {
             Fault::TooLarge => 431,
             Fault::Version => 505,
+            Fault::Expectation => 417,
             _ => 400,
         };
         Self::new(status, "Refused by the sandbox", &fault.to_string())
@@ -139,6 +140,8 @@ pub struct Context {
     pub flow: policy::Flow,
     /// Whether it is inside TLS.
     pub secure: bool,
+    /// Whether tunnels may be asked for: whoever drives this looks into them.
+    pub tunnels: bool,
     /// The policy.
     pub policy: Arc<Policy>,
 }
@@ -232,12 +235,16 @@ impl Session {
 
     /// Judges a request and changes it into what the server gets.
     pub fn request(&mut self, request: &mut Request) -> Decision {
+        if request.method == "CONNECT" && self.context.tunnels {
+            return self.connect(request);
+        }
         if !self.is_for_host(&request.authority) {
             let why = format!("this connection is to {}", self.context.host);
             return self.refuse(request, 421, &why);
         }
         if request.method == "CONNECT" || request.method == "TRACE" {
-            return self.refuse(request, 405, "a tunnel or trace would not be seen");
+            let why = "a trace, or a tunnel within TLS or another tunnel, would not be seen";
+            return self.refuse(request, 405, why);
         }
         if let Some(problem) = self.denied(request) {
             return Decision::Answer(problem);
@@ -252,17 +259,70 @@ impl Session {
                 self.used(&used, &method, &path);
                 Decision::Forward(body)
             }
-            Err((refused, index)) => {
-                let secret = grants[index].secret.name();
-                let why = format!("secret {secret}: {refused}");
-                let status = if refused == Refused::Encoded {
-                    415
-                } else {
-                    403
-                };
-                self.refuse(request, status, &why)
+            Err(refusal) => Decision::Answer(self.refusal(refusal, &method, &path)),
+        }
+    }
+
+    /// Notes and answers a request that a secret keeps from being sent.
+    pub fn refusal(&mut self, refusal: substitute::Refusal, method: &str, path: &str) -> Problem {
+        let (refused, index) = refusal;
+        let secret = self
+            .grants
+            .get(index)
+            .map_or("", |grant| grant.secret.name());
+        let why = format!("secret {secret}: {refused}");
+        let status = match refused {
+            Refused::Encoded | Refused::Binary => 415,
+            Refused::Unfit | Refused::Misuse => 403,
+        };
+        let problem = Problem::new(status, "Refused by the sandbox", &why);
+        let (method, path) = (method.into(), path.into());
+        self.note(Note::Refused { method, path, why });
+        problem
+    }
+
+    /// Judges a request for a tunnel: as its end would be, if the guest connected to it. It
+    /// goes to a proxy, which is nobody's host, so it gets no value.
+    fn connect(&mut self, request: &mut Request) -> Decision {
+        let Some((host, port)) = tunnel_end(&request.authority) else {
+            return self.refuse(request, 400, "a tunnel leads to a host and a port");
+        };
+        if host != self.context.host {
+            let why = format!("this connection is to {}", self.context.host);
+            return self.refuse(request, 421, &why);
+        }
+        let policy = &self.context.policy;
+        let flow = policy::Flow::by_name(port);
+        let bound = std::slice::from_ref(&host);
+        let claim = Claim::Pending;
+        let mut verdict = policy.decide(&flow, &Names { bound, claim });
+        if verdict.action == Action::Allow {
+            let asked = Asked {
+                methods: &["CONNECT"],
+                path: "*",
+                fields: &[],
+            };
+            let claim = Claim::Name(&host);
+            let asked = policy.decide_request(&flow, &Names { bound, claim }, &asked);
+            if policy.is_about_method(&asked.by, "CONNECT") {
+                verdict = asked;
             }
         }
+        if verdict.action == Action::Deny {
+            let by = policy.describe(&verdict.by);
+            return Decision::Answer(self.deny(request, by));
+        }
+        let mut grants = self.grants.to_vec();
+        grants.iter_mut().for_each(|grant| grant.value = None);
+        let mut substituter = Substituter::new(&grants, "CONNECT", "");
+        for field in &request.fields.0 {
+            if let Err(refusal) = substituter.header(&field.name, &field.value) {
+                let problem = self.refusal(refusal, "CONNECT", request.path());
+                return Decision::Answer(problem);
+            }
+        }
+        request.fields.remove("content-length");
+        Decision::Forward(None)
     }
 
     /// Notes which secrets a request got.
@@ -314,9 +374,12 @@ impl Session {
             return None;
         }
         let mut methods = vec![request.method.clone()];
-        for name in OVERRIDES {
-            let values = request.fields.all(name).map(String::from_utf8_lossy);
-            methods.extend(values.map(|value| value.trim().to_ascii_uppercase()));
+        for field in &request.fields.0 {
+            // Some servers take one spelling for the other.
+            if OVERRIDES.contains(&&field.name.replace('_', "-")[..]) {
+                let value = String::from_utf8_lossy(&field.value);
+                methods.push(value.trim().to_ascii_uppercase());
+            }
         }
         let methods: Vec<_> = methods.iter().map(String::as_str).collect();
         let claim = Claim::Name(host);
@@ -331,10 +394,14 @@ impl Session {
             return None;
         }
         let by = policy.describe(&verdict.by);
+        Some(self.deny(request, by))
+    }
+
+    fn deny(&mut self, request: &Request, by: String) -> Problem {
         let problem = Problem::new(403, "Denied by policy", &by);
         let (method, path) = (request.method.clone(), request.path().to_owned());
         self.note(Note::Denied { method, path, by });
-        Some(problem)
+        problem
     }
 
     /// A scrubber of all values that this connection's server could know.
@@ -371,6 +438,7 @@ impl Session {
         };
         response.fields.remove("content-encoding");
         let kind = response.fields.all("content-type").last();
+        let is_text = |kind| substitute::is_text(&String::from_utf8_lossy(kind));
         if !kind.is_none_or(is_text) {
             scrubber = scrubber.blanking();
         }
@@ -385,6 +453,12 @@ impl Session {
     }
 }
 
+/// Host and port of a tunnel's end.
+pub(crate) fn tunnel_end(authority: &str) -> Option<(Name, u16)> {
+    let (host, port) = authority.rsplit_once(':')?;
+    Some((Name::new(host).ok()?, port.parse().ok()?))
+}
+
 fn fill(
     substituter: &mut Substituter<'_>,
     request: &mut Request,
@@ -397,11 +471,11 @@ fn fill(
     if let Some(new) = substituter.target(&request.target)? {
         request.target = new;
     }
-    let kind = request.fields.only("content-type").unwrap_or(b"");
-    let encoded = request
-        .fields
-        .words("content-encoding")
-        .any(|word| word != "identity");
+    let kind = request.fields.all("content-type").last().unwrap_or(b"");
+    // Messages of gRPC are compressed one by one.
+    let encoded = ["content-encoding", "grpc-encoding"]
+        .iter()
+        .any(|name| request.fields.words(name).any(|word| word != "identity"));
     substituter.body(&String::from_utf8_lossy(kind), encoded)
 }
 
@@ -424,30 +498,6 @@ fn limit_codings(fields: &mut Fields) {
     if fields.all("grpc-accept-encoding").next().is_some() {
         fields.set("grpc-accept-encoding", "identity");
     }
-}
-
-/// Tells whether what is in a body of this type has no lengths of its own, so that a value
-/// may become something longer or shorter. Without a type it is taken for text.
-fn is_text(content_type: &[u8]) -> bool {
-    const TEXT: [&str; 10] = [
-        "json",
-        "jsonl",
-        "x-ndjson",
-        "xml",
-        "yaml",
-        "x-yaml",
-        "javascript",
-        "x-javascript",
-        "graphql",
-        "x-www-form-urlencoded",
-    ];
-    let kind = String::from_utf8_lossy(content_type).to_ascii_lowercase();
-    let kind = kind.split(';').next().unwrap_or("").trim();
-    let Some((first, second)) = kind.split_once('/') else {
-        return true;
-    };
-    let last = second.rsplit('+').next().unwrap_or(second);
-    first == "text" || TEXT.contains(&last)
 }
 
 /// Takes values out of fields.

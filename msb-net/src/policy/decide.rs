@@ -70,6 +70,12 @@ impl Flow {
         Self::out(Transport::Icmp, address)
     }
 
+    /// An outgoing TCP flow of whose end only a name is known, such as that of a tunnel
+    /// which somebody else opens.
+    pub(crate) const fn by_name(port: u16) -> Self {
+        Self::tcp(SOME_PUBLIC, port)
+    }
+
     const fn out(transport: Transport, address: IpAddr) -> Self {
         Self {
             direction: Direction::Out,

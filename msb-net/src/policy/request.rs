@@ -111,6 +111,16 @@ impl Policy {
             .any(|rule| rule.protocol == Protocol::Http)
     }
 
+    /// Tells whether who decided is a rule that names a method.
+    pub(crate) fn is_about_method(&self, by: &Decider, method: &str) -> bool {
+        let rule = match by {
+            Decider::Rule(index) => self.rules.get(*index),
+            _ => None,
+        };
+        let requests = rule.and_then(|rule| rule.requests.as_ref());
+        requests.is_some_and(|own| own.methods.iter().any(|own| own == method))
+    }
+
     /// Judges a request as [`decide_request`](Self::decide_request) does and says how.
     pub fn explain_request(
         &self,

@@ -41,6 +41,10 @@ pub enum Refused {
     /// The body is compressed, so that nothing can be put into it.
     #[error("the body has a content coding, so that no value can be put into it")]
     Encoded,
+    /// The body holds the placeholder, and may have lengths inside that would not be true
+    /// any more.
+    #[error("the body is not of a textual type, so that no value can be put into it")]
+    Binary,
 }
 
 /// Puts values into one request.
@@ -127,7 +131,8 @@ impl<'a> Substituter<'a> {
         Ok(new.map(|query| Zeroizing::new(format!("{path}?{}", *query))))
     }
 
-    /// Says how the body is to be rewritten; `None` when it stays as it is.
+    /// Says how the body is to be rewritten; `None` when it stays as it is. One that is not
+    /// text is only searched.
     ///
     /// # Errors
     ///
@@ -147,6 +152,7 @@ impl<'a> Substituter<'a> {
             Some((index, ..)) if encoded => Err((Refused::Encoded, *index)),
             Some(_) => Ok(Some(Body {
                 wanted,
+                text: has_no_lengths(content_type),
                 held: Zeroizing::default(),
                 used: Vec::new(),
             })),
@@ -221,6 +227,52 @@ fn swap(mut text: &[u8], what: &[u8], with: &[u8]) -> Zeroizing<Vec<u8>> {
     new
 }
 
+/// Formats that are JSON, as they stand in a content type.
+const JSON: [&str; 5] = [
+    "json",
+    "jsonl",
+    "x-ndjson",
+    "x-amz-json-1.0",
+    "x-amz-json-1.1",
+];
+
+/// Other formats that are text.
+const TEXT: [&str; 8] = [
+    "xml",
+    "yaml",
+    "x-yaml",
+    "javascript",
+    "x-javascript",
+    "graphql",
+    "sql",
+    "x-www-form-urlencoded",
+];
+
+/// The first word of a content type and the last one, which says the format (RFC 6838, 4.2.8).
+fn format_of(content_type: &str) -> (String, String) {
+    let kind = content_type.split(';').next().unwrap_or("").trim();
+    let kind = kind.to_ascii_lowercase();
+    let (first, second) = kind.split_once('/').unwrap_or((&kind, ""));
+    let last = second.rsplit('+').next().unwrap_or(second);
+    (first.into(), last.into())
+}
+
+/// Tells whether what is in a body of this type has no lengths of its own, so that a value
+/// may become something longer or shorter. Without a type it is taken for text.
+pub(crate) fn is_text(content_type: &str) -> bool {
+    let (first, last) = format_of(content_type);
+    // Messages with their lengths in front, whatever is in them.
+    let kind = content_type.to_ascii_lowercase();
+    let framed = ["/grpc", "/connect+"].iter().any(|own| kind.contains(own));
+    let text = first == "text" || JSON.contains(&&last[..]) || TEXT.contains(&&last[..]);
+    last.is_empty() || text && !framed
+}
+
+/// The same of what a client sends: forms have parts, and no lengths.
+fn has_no_lengths(content_type: &str) -> bool {
+    is_text(content_type) || format_of(content_type).0 == "multipart"
+}
+
 /// How a value is written where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Escaping {
@@ -231,14 +283,10 @@ enum Escaping {
 
 impl Escaping {
     fn of(content_type: &str) -> Self {
-        let kind = content_type.split(';').next().unwrap_or("").trim();
-        let kind = kind.to_ascii_lowercase();
-        if kind == "application/x-www-form-urlencoded" {
-            Self::Percent
-        } else if kind.ends_with("/json") || kind.ends_with("+json") {
-            Self::Json
-        } else {
-            Self::None
+        match &format_of(content_type).1[..] {
+            "x-www-form-urlencoded" => Self::Percent,
+            format if JSON.contains(&format) => Self::Json,
+            _ => Self::None,
         }
     }
 
@@ -265,6 +313,8 @@ impl Escaping {
 /// Puts values into a body that comes in pieces.
 pub struct Body {
     wanted: Vec<(usize, Placeholder, Zeroizing<Vec<u8>>)>,
+    /// Anything can be put in; else it is only searched.
+    text: bool,
     held: Zeroizing<Vec<u8>>,
     used: Vec<usize>,
 }
@@ -272,14 +322,27 @@ pub struct Body {
 impl Body {
     /// Reads a piece and writes what can be written: all but a possible beginning
     /// of a placeholder.
-    pub fn push(&mut self, piece: &[u8], out: &mut impl Put) {
+    ///
+    /// # Errors
+    ///
+    /// The request must not be sent, or not to its end.
+    pub fn push(&mut self, piece: &[u8], out: &mut impl Put) -> Result<(), Refusal> {
         self.held.extend_from_slice(piece);
-        self.scan(false, out);
+        self.scan(false, out)
     }
 
     /// Writes the rest.
-    pub fn finish(&mut self, out: &mut impl Put) {
-        self.scan(true, out);
+    ///
+    /// # Errors
+    ///
+    /// The request must not be sent, or not to its end.
+    pub fn finish(&mut self, out: &mut impl Put) -> Result<(), Refusal> {
+        self.scan(true, out)
+    }
+
+    /// Tells whether its length may change.
+    pub fn changes_length(&self) -> bool {
+        self.text
     }
 
     /// Returns the indices of the grants whose values were put in so far.
@@ -287,13 +350,16 @@ impl Body {
         &self.used
     }
 
-    fn scan(&mut self, whole: bool, out: &mut impl Put) {
+    fn scan(&mut self, whole: bool, out: &mut impl Put) -> Result<(), Refusal> {
         let (mut at, mut written) = (0, 0);
         'scan: while at < self.held.len() {
             let rest = &self.held[at..];
             for (index, placeholder, value) in &self.wanted {
                 let own = placeholder.as_bytes();
                 if rest.starts_with(own) {
+                    if !self.text {
+                        return Err((Refused::Binary, *index));
+                    }
                     out.put(&self.held[written..at]);
                     out.put(value);
                     if !self.used.contains(index) {
@@ -311,6 +377,7 @@ impl Body {
         }
         out.put(&self.held[written..at]);
         self.held.drain(..at);
+        Ok(())
     }
 }
 

@@ -445,15 +445,64 @@ fn queries_and_bodies_get_it_escaped() {
         let mut body = request.body("application/json", false).unwrap().unwrap();
         let mut out = Vec::new();
         for piece in text.as_bytes().chunks(piece) {
-            body.push(piece, &mut out);
+            body.push(piece, &mut out).unwrap();
         }
-        body.finish(&mut out);
+        body.finish(&mut out).unwrap();
         let expected = "{\"a\":\"s3cr/t+\\\"k&y%\"}msb_ph_jj";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         assert_eq!(body.used(), [0]);
     }
     let refused = request.body("", true).unwrap_err();
     assert_eq!(refused, (Refused::Encoded, 0));
+}
+
+/// A length in front of a value, of a message or of an entry, would not be true any more.
+#[test]
+fn bodies_that_are_not_text_are_refused_if_there_is_a_placeholder() {
+    let set = grants(|secret| secret.body = true);
+    let request = Substituter::new(&set, "POST", "/");
+    for (kind, text) in [
+        ("", true),
+        ("text/plain", true),
+        ("application/json; charset=utf-8", true),
+        ("application/vnd.api+json", true),
+        ("application/x-amz-json-1.1", true),
+        ("application/xml", true),
+        ("multipart/form-data; boundary=x", true),
+        ("application/grpc", false),
+        ("application/grpc+proto", false),
+        ("application/grpc+json", false),
+        ("application/grpc-web-text", false),
+        ("Application/gRPC+JSON", false),
+        ("application/connect+json", false),
+        ("application/x-protobuf", false),
+        ("application/cbor", false),
+        ("application/msgpack", false),
+        ("application/octet-stream", false),
+        ("application/x-tar", false),
+    ] {
+        for (inside, size) in [(true, 1), (true, 7), (true, 99), (false, 7)] {
+            let own = if inside {
+                placeholder().to_string()
+            } else {
+                "msb_ph_x".into()
+            };
+            let sent = [b"\0\0\0\0\x2a", own.as_bytes(), b"\n"].concat();
+            let (mut body, mut out) = (request.body(kind, false).unwrap().unwrap(), Vec::new());
+            assert_eq!(body.changes_length(), text, "{kind}");
+            let mut pieces = sent.chunks(size);
+            let pushed = pieces.try_for_each(|piece| body.push(piece, &mut out));
+            let result = pushed.and_then(|()| body.finish(&mut out));
+            if inside && !text {
+                assert_eq!(result, Err((Refused::Binary, 0)), "{kind}");
+                assert!(!contains(&out, VALUE) && !contains(&out, own.as_bytes()));
+            } else {
+                assert_eq!(result, Ok(()), "{kind}");
+                assert!(!inside || !contains(&out, own.as_bytes()), "{kind}");
+                assert_eq!(out == sent, !inside, "{kind}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
 use super::*;
@@ -7,7 +9,7 @@ use crate::fuzzing::ambiguous;
 use crate::http::session::{Context, Note};
 use crate::policy::{Flow, Policy};
 use crate::secret::substitute::Grant;
-use crate::secret::{Placeholder, Secret, SecretValue, Source};
+use crate::secret::{OnMisuse, Placeholder, Secret, SecretValue, Source};
 
 const VALUE: &str = "s3cr3t-v4lue-0001";
 
@@ -16,6 +18,11 @@ fn placeholder() -> Placeholder {
 }
 
 fn relay(policy: &str, change: Option<fn(&mut Secret)>) -> Relay {
+    over(policy, change, 443)
+}
+
+/// A relay over a flow to a port; behind that of TLS, TLS.
+fn over(policy: &str, change: Option<fn(&mut Secret)>, port: u16) -> Relay {
     let policy: Policy = policy.parse().unwrap();
     let grant = |change: fn(&mut Secret)| {
         let mut secret = Secret::new("TOKEN", Source::Env("T".into())).unwrap();
@@ -30,8 +37,9 @@ fn relay(policy: &str, change: Option<fn(&mut Secret)>) -> Relay {
     let context = Context {
         host: "a.example".parse().unwrap(),
         bound: vec!["a.example".parse().unwrap()],
-        flow: Flow::tcp("1.1.1.1".parse().unwrap(), 443),
-        secure: true,
+        flow: Flow::tcp("1.1.1.1".parse().unwrap(), port),
+        secure: port == 443,
+        tunnels: port != 443,
         policy: Arc::new(policy),
     };
     let grants: Vec<_> = change.into_iter().map(grant).collect();
@@ -279,6 +287,132 @@ fn a_connection_carries_requests_to_its_host_only() {
 }
 
 #[test]
+fn a_proxy_opens_a_tunnel_and_what_follows_is_not_read_here() {
+    let own = placeholder();
+    for (head, sent) in [
+        (
+            "CONNECT a.example:8443 HTTP/1.1\r\nHost: a.example:8443\r\n",
+            "",
+        ),
+        ("CONNECT a.example:8443 HTTP/1.1\r\nHost: A.example\r\n", ""),
+        ("CONNECT a.example:8443 HTTP/1.0\r\n", ""),
+        (
+            &format!(
+                "CONNECT a.example:8443 HTTP/1.0\r\nProxy-Authorization: Bearer {own}\r\nContent-Length: 0\r\n"
+            ),
+            &format!("proxy-authorization: Bearer {own}\r\n"),
+        ),
+    ] {
+        let mut relay = over("preset allow-all", Some(|_| ()), 3128);
+        relay.from_guest(format!("{head}\r\nahead").as_bytes());
+        let expected =
+            format!("CONNECT a.example:8443 HTTP/1.1\r\nhost: a.example:8443\r\n{sent}\r\n");
+        assert_eq!(take(&mut relay.to_server), expected);
+        relay.from_server(
+            b"HTTP/1.1 200 Connection established\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+        );
+        assert_eq!(take(&mut relay.to_guest), "HTTP/1.1 200 OK\r\n\r\n");
+        assert_eq!(relay.end(), Some(End::Tunnel));
+        assert!(!relay.wants_guest() && !relay.wants_server());
+        assert!(relay.to_server.is_empty(), "what came ahead waits");
+        assert_eq!(relay.session().take_notes(), []);
+        let rest = relay.into_tunnel().unwrap();
+        assert_eq!(rest, (8443, b"ahead".to_vec(), b"hello".to_vec()));
+    }
+}
+
+#[test]
+fn a_proxy_that_opens_no_tunnel_is_asked_again() {
+    let mut relay = over("preset allow-all", None, 3128);
+    for (answer, length) in [("407 Proxy Authentication Required", 3), ("503 No", 0)] {
+        relay.from_guest(b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n");
+        assert!(take(&mut relay.to_server).starts_with("CONNECT "));
+        let answer = format!(
+            "HTTP/1.1 {answer}\r\nContent-Length: {length}\r\n\r\n{}",
+            "why".split_at(length).0
+        );
+        relay.from_server(answer.as_bytes());
+        assert!(take(&mut relay.to_guest).ends_with("why".split_at(length).0));
+        assert_eq!(relay.end(), None);
+    }
+    assert!(relay.into_tunnel().is_none());
+}
+
+#[test]
+fn tunnels_are_judged_by_where_they_lead() {
+    let connect = |policy: &str, change: Option<fn(&mut Secret)>, head: &str| {
+        let mut relay = over(policy, change, 3128);
+        relay.from_guest(format!("{head}\r\n").as_bytes());
+        let got = take(&mut relay.to_guest);
+        assert_eq!(got.is_empty(), !take(&mut relay.to_server).is_empty());
+        (
+            got.get(9..12).unwrap_or("").to_owned(),
+            relay.session().take_notes(),
+        )
+    };
+    let head = |to: &str| format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
+    for (policy, to, expected) in [
+        ("preset public-only", "a.example:443", ""),
+        ("preset public-only", "b.example:443", "421"),
+        (
+            "preset none\nallow tcp 3128 1.1.1.1",
+            "a.example:443",
+            "403",
+        ),
+        ("preset none\nallow tcp 443 a.example", "a.example:443", ""),
+        (
+            "preset none\nallow tcp 443 a.example",
+            "a.example:22",
+            "403",
+        ),
+        (
+            "preset none\nallow http GET a.example/x",
+            "a.example:443",
+            "",
+        ),
+        (
+            "preset allow-all\ndeny tcp a.example",
+            "a.example:443",
+            "403",
+        ),
+        ("preset allow-all\ndeny tcp 22", "a.example:22", "403"),
+        (
+            "preset allow-all\ndeny http CONNECT any",
+            "a.example:443",
+            "403",
+        ),
+        (
+            "preset allow-all\ndeny http DELETE any",
+            "a.example:443",
+            "",
+        ),
+        ("preset allow-all\ndeny http any/x", "a.example:443", ""),
+        ("preset public-only", "a.example", "400"),
+        ("preset public-only", "a.example:", "400"),
+        ("preset public-only", "a.example:+1", "400"),
+        ("preset public-only", "a.example:65536", "400"),
+        ("preset public-only", "1.1.1.1:443", "400"),
+    ] {
+        let (status, notes) = connect(policy, None, &head(to));
+        assert_eq!(status, expected, "{policy}: {to}");
+        assert_eq!(notes.is_empty(), expected.is_empty(), "{policy}: {to}");
+        if let [Note::Denied { method, path, .. }] = &notes[..] {
+            assert_eq!((&**method, to.ends_with(&**path)), ("CONNECT", true));
+        }
+    }
+    let body = format!("{}Content-Length: 1\r\n", head("a.example:443"));
+    assert_eq!(connect("preset allow-all", None, &body).0, "400");
+    let basic = STANDARD.encode(format!("me:{}", placeholder()));
+    let misuse = format!(
+        "{}Proxy-Authorization: Basic {basic}\r\n",
+        head("a.example:443")
+    );
+    let block: fn(&mut Secret) = |secret| secret.on_misuse = OnMisuse::Block;
+    assert_eq!(connect("preset allow-all", Some(block), &misuse).0, "403");
+    assert_eq!(connect("preset allow-all", Some(|_| ()), &misuse).0, "");
+}
+
+#[test]
 fn web_sockets_pass_and_are_scrubbed_in_place() {
     let mut relay = secret();
     relay.from_guest(format!("{GET}Connection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n").as_bytes());
@@ -302,6 +436,27 @@ fn web_sockets_pass_and_are_scrubbed_in_place() {
     assert_eq!(relay.end(), Some(End::Finished));
 }
 
+/// A server that changed to HTTP/2 would be asked for what nobody reads.
+#[test]
+fn no_other_protocol_is_changed_to() {
+    for upgrade in ["h2c", "h2c, websocket", "TLS/1.0"] {
+        let mut relay = plain();
+        let fields = format!(
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+        );
+        relay.from_guest(format!("{GET}{fields}\r\nPRI * HTTP/2.0").as_bytes());
+        assert_eq!(
+            take(&mut relay.to_server),
+            "GET /x HTTP/1.1\r\nhost: a.example\r\n\r\n"
+        );
+        relay.from_server(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        );
+        assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 502 "));
+        assert_eq!(take(&mut relay.to_server), "");
+    }
+}
+
 #[test]
 fn ambiguous_requests_are_refused_and_nothing_is_forwarded() {
     for (name, text) in ambiguous::HEADS {
@@ -311,10 +466,8 @@ fn ambiguous_requests_are_refused_and_nothing_is_forwarded() {
                 relay.from_guest(piece);
             }
             let got = take(&mut relay.to_guest);
-            assert!(
-                got.starts_with("HTTP/1.1 400 ") || got.starts_with("HTTP/1.1 505 "),
-                "{name}: {got}"
-            );
+            let status = got.get(9..12).unwrap_or_default();
+            assert!(matches!(status, "400" | "417" | "505"), "{name}: {got}");
             assert_eq!(take(&mut relay.to_server), "", "{name}");
             assert_eq!(relay.end(), Some(End::Finished));
             assert!(matches!(

@@ -58,6 +58,7 @@ fn connection() -> Option<Connection> {
     let shared = Rc::new(Shared {
         policy,
         vault: Vault::new(Vec::new()).ok()?,
+        intercept: None,
         authority: RefCell::new(Authority::new(Arc::clone(&provider)).ok()?),
         configs: Configs::new(provider, "", true).ok()?,
         events: Sink { sender, waiting },
@@ -71,7 +72,12 @@ fn connection() -> Option<Connection> {
         bound: Vec::new(),
         secure: true,
     };
-    Some(Connection { shared, own, host })
+    Some(Connection {
+        shared,
+        own,
+        host,
+        tunnelled: false,
+    })
 }
 
 /// A server that answers every request, and looks at it.

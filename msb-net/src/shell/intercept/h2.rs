@@ -22,11 +22,12 @@ use super::relay::PAUSE;
 use super::watched::Watched;
 use crate::http::body::drop_from_trailer;
 use crate::http::head::{
-    Fault, Field, Fields, MAX_FIELDS, MAX_HEAD, Request, Response, strip_hop_by_hop,
+    Fault, Field, Fields, MAX_FIELDS, MAX_HEAD, Request, Response, check_fields, is_length,
+    strip_hop_by_hop,
 };
 use crate::http::outgoing::Outgoing;
 use crate::http::session::{Decision, Note, Problem, ResponseBody, Session};
-use crate::secret::substitute::Body;
+use crate::secret::substitute::{Body, Refusal};
 
 /// Requests under way on one connection: what servers allow.
 const MAX_STREAMS: u32 = 128;
@@ -54,6 +55,8 @@ struct Broken(Reason);
 enum Stopped {
     ByGuest(Broken),
     ByServer,
+    /// What is in the body must not be sent.
+    Here(Refusal),
 }
 
 impl From<h2::Error> for Broken {
@@ -171,7 +174,8 @@ impl Streams {
     ) -> Result<(), Broken> {
         let (method, path) = (request.method.clone(), request.path().to_owned());
         let ends = upload.is_end_stream();
-        let Some(outgoing) = write_request(request, body.is_some() && !ends) else {
+        let changes = body.as_ref().is_some_and(Body::changes_length);
+        let Some(outgoing) = write_request(request, changes && !ends) else {
             let problem = self.session.borrow_mut().fault(Fault::Malformed);
             return answer(respond, &problem);
         };
@@ -181,16 +185,16 @@ impl Streams {
         let (response, sending) = requests.send_request(outgoing, ends)?;
         let sending_body = async {
             if ends {
-                return Ok::<_, Broken>(());
+                return Ok(());
             }
             let mut body = body;
             let stopped = send_up(upload, sending, &mut body).await;
             let used = body.as_ref().map_or(&[][..], Body::used);
             self.session.borrow_mut().used(used, &method, &path);
             match stopped {
-                Err(Stopped::ByGuest(broken)) => Err(broken),
                 // It may have said all that it has to say.
-                Err(Stopped::ByServer) | Ok(()) => Ok(()),
+                Err(Stopped::ByServer) => Ok(()),
+                other => other,
             }
         };
         let mut response = response;
@@ -211,10 +215,15 @@ impl Streams {
         // A response may come, and end, while the request is still on its way.
         let (mut sending_body, mut answering) = (Box::pin(sending_body), Box::pin(answering));
         tokio::select! {
-            sent = &mut sending_body => {
-                sent?;
-                answering.await
-            }
+            sent = &mut sending_body => match sent {
+                Err(Stopped::ByGuest(broken)) => Err(broken),
+                Err(Stopped::Here(refusal)) => {
+                    drop(answering);
+                    let problem = self.session.borrow_mut().refusal(refusal, &method, &path);
+                    answer(respond, &problem)
+                }
+                _ => answering.await,
+            },
             answered = &mut answering => answered,
         }
     }
@@ -296,8 +305,9 @@ async fn send_up(
         let piece = match body {
             Some(body) => {
                 let mut out = Outgoing::default();
-                body.push(&piece, &mut out);
+                let pushed = body.push(&piece, &mut out);
                 out.mark();
+                pushed.map_err(Stopped::Here)?;
                 Bytes::from_owner(out)
             }
             None => piece,
@@ -308,8 +318,9 @@ async fn send_up(
     }
     if let Some(body) = body {
         let mut out = Outgoing::default();
-        body.finish(&mut out);
+        let finished = body.finish(&mut out);
         out.mark();
+        finished.map_err(Stopped::Here)?;
         let rest = Bytes::from_owner(out);
         send(&mut to, rest).await.map_err(by_server)?;
     }
@@ -455,10 +466,10 @@ fn read_request(parts: &http::request::Parts) -> Result<Request, Fault> {
         return Err(Fault::Malformed);
     }
     let lengths: Vec<_> = fields.all("content-length").collect();
-    let number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
-    if lengths.len() > 1 || !lengths.iter().all(|length| number(length)) {
+    if lengths.len() > 1 || !lengths.iter().all(|length| is_length(length)) {
         return Err(Fault::Length);
     }
+    check_fields(&fields)?;
     strip_hop_by_hop(&mut fields);
     fields.remove("host");
     Ok(Request {

@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod h2;
 mod relay;
 mod tls;
+mod tunnel;
 mod vault;
 mod watched;
 
@@ -33,7 +34,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::AlertDescription;
 use rustls::server::Acceptor;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
@@ -100,6 +101,8 @@ pub(super) struct Interceptor {
 struct Shared {
     policy: Arc<Policy>,
     vault: Vault,
+    /// What the gateway looks for, for those who look into tunnels.
+    intercept: Option<Intercept>,
     authority: RefCell<Authority>,
     configs: Configs,
     events: Sink,
@@ -111,6 +114,8 @@ struct Connection {
     shared: Rc<Shared>,
     own: Intercepted,
     host: Name,
+    /// A proxy carries it, to where only that knows.
+    tunnelled: bool,
 }
 
 impl Interception {
@@ -144,6 +149,7 @@ impl Interceptor {
         let authority = Authority::new(Arc::clone(&provider))?;
         let roots = &interception.extra_roots;
         let configs = Configs::new(provider, roots, interception.only_extra_roots)?;
+        let intercept = interception.wanted(&policy);
         let vault = Vault::new(interception.secrets)?;
         let handout = Handout {
             ca_pem: Some(authority.pem().into()),
@@ -163,6 +169,7 @@ impl Interceptor {
             let shared = Rc::new(Shared {
                 policy,
                 vault,
+                intercept,
                 authority: RefCell::new(authority),
                 configs,
                 events,
@@ -270,8 +277,12 @@ impl Connection {
 
     async fn grants(&self) -> Arc<[crate::secret::substitute::Grant]> {
         let mut notes = Vec::new();
-        let (secure, bound) = (self.own.secure, &self.own.bound);
-        let vault = &self.shared.vault;
+        // Without TLS the proxy could read a value, whoever that is.
+        let bound = match self.tunnelled {
+            true => &[][..],
+            false => &self.own.bound,
+        };
+        let (vault, secure) = (&self.shared.vault, self.own.secure);
         let grants = vault.grants(&self.host, secure, bound, &mut notes).await;
         for note in notes {
             self.note(note);
@@ -285,6 +296,7 @@ impl Connection {
             bound: self.own.bound.clone(),
             flow: self.own.facts,
             secure: self.own.secure,
+            tunnels: !self.own.secure && !self.tunnelled,
             policy: Arc::clone(&self.shared.policy),
         };
         Session::new(context, self.grants().await)
@@ -316,22 +328,34 @@ async fn serve(shared: Rc<Shared>, job: Job) {
         let _ = guest.write_all(&told).await;
         return;
     };
-    let connection = Connection { shared, own, host };
+    let connection = Connection {
+        shared,
+        own,
+        host,
+        tunnelled: false,
+    };
     if connection.own.secure {
         secure(connection, guest, server).await;
     } else {
         let session = connection.session().await;
-        relay::run(&connection, session, guest, server).await;
+        let opened = relay::run(&connection, session, guest, server).await;
+        if let Some(opened) = opened {
+            tunnel::run(connection, opened).await;
+        }
     }
 }
 
 /// Tells a client why there will be no connection.
-async fn refuse(mut guest: UnixStream, description: AlertDescription) {
+async fn refuse(mut guest: impl AsyncWrite + Unpin, description: AlertDescription) {
     let _ = guest.write_all(&tls::alert(description)).await;
     let _ = guest.shutdown().await;
 }
 
-async fn secure(connection: Connection, guest: UnixStream, server: UnixStream) {
+async fn secure(
+    connection: Connection,
+    guest: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    server: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) {
     let acceptor = LazyConfigAcceptor::new(Acceptor::default(), guest);
     let Ok(Ok(start)) = tokio::time::timeout(HANDSHAKE, acceptor).await else {
         return;

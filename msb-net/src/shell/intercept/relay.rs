@@ -1,9 +1,11 @@
 //! HTTP/1 between two streams.
 
-use std::io;
+use std::io::{self, Cursor};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Chain, ReadHalf, WriteHalf,
+};
 
 use super::Connection;
 use crate::http::relay::{End, Relay};
@@ -41,13 +43,26 @@ async fn put(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], owed: bool) -> io
     Ok(Put::Shut)
 }
 
-/// Relays until either side ends.
-pub(super) async fn run(
+/// A tunnel that the server has opened: where it leads, and both its ends, for reading and
+/// for writing.
+pub(super) struct Opened<G, H, S, T> {
+    pub(super) port: u16,
+    pub(super) guest: (G, H),
+    pub(super) server: (S, T),
+}
+
+/// One end of a stream, and what was read of it already.
+type Rest<S> = Chain<Cursor<Vec<u8>>, ReadHalf<S>>;
+
+type Tunnel<G, S> = Opened<Rest<G>, WriteHalf<G>, Rest<S>, WriteHalf<S>>;
+
+/// Relays until either side ends, or the server opens a tunnel.
+pub(super) async fn run<G: AsyncRead + AsyncWrite, S: AsyncRead + AsyncWrite>(
     connection: &Connection,
     session: Session,
-    guest: impl AsyncRead + AsyncWrite,
-    server: impl AsyncRead + AsyncWrite,
-) {
+    guest: G,
+    server: S,
+) -> Option<Tunnel<G, S>> {
     let (mut from_guest, mut to_guest) = tokio::io::split(guest);
     let (mut from_server, mut to_server) = tokio::io::split(server);
     let mut relay = Relay::new(session);
@@ -80,7 +95,7 @@ pub(super) async fn run(
                         relay.written();
                     }
                     Ok(_) => guest_owed = false,
-                    Err(_) => return,
+                    Err(_) => return None,
                 },
             put = put(&mut to_server, &relay.to_server, server_owed),
                 if !relay.to_server.is_empty() || server_owed || shut => match put {
@@ -107,4 +122,10 @@ pub(super) async fn run(
         let _ = to_guest.shutdown().await;
         let _ = to_server.shutdown().await;
     }
+    let (port, guest, server) = relay.into_tunnel()?;
+    Some(Opened {
+        port,
+        guest: (Cursor::new(guest).chain(from_guest), to_guest),
+        server: (Cursor::new(server).chain(from_server), to_server),
+    })
 }

@@ -53,6 +53,31 @@ fn frames_have_their_sizes_and_places() {
             Ends(&[PROTOCOL]),
             [get(1, END_STREAM, &[]), whole(3)].concat(),
         ),
+        case(
+            "5.3.1 HEADERS that depend on themselves",
+            Resets(&[PROTOCOL]),
+            frame(
+                HEADERS,
+                WHOLE | PRIORITIZED,
+                1,
+                &[&[0, 0, 0, 1, 255][..], &block(&GET)].concat(),
+            ),
+        ),
+        case(
+            "5.3.1 PRIORITY of itself",
+            Resets(&[PROTOCOL]),
+            stream(PRIORITY, &[0, 0, 0, 1, 255]),
+        ),
+        case(
+            "5.5 a frame of an unknown kind within a block",
+            Ends(&[PROTOCOL]),
+            [
+                get(1, END_STREAM, &[]),
+                frame(0x16, 0, 0, b"12345678"),
+                frame(CONTINUATION, END_HEADERS, 1, &[]),
+            ]
+            .concat(),
+        ),
         // 6.1 to 6.4
         behind(
             "6.1 DATA of the connection",

@@ -23,6 +23,7 @@ pub(super) const ACK: u8 = 1;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 pub(super) const PADDED: u8 = 8;
+pub(super) const PRIORITIZED: u8 = 32;
 pub(super) const WHOLE: u8 = END_STREAM | END_HEADERS;
 
 /// The codes of errors (RFC 9113, 7).

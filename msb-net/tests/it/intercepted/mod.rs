@@ -7,6 +7,7 @@ mod frames;
 mod rotation;
 mod servers;
 mod states;
+mod tunnels;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;

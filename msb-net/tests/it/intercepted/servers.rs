@@ -172,6 +172,21 @@ pub(crate) fn bytes(config: Arc<ServerConfig>) -> (u16, Seen) {
     })
 }
 
+/// A server that sends one line back, and closes.
+pub(crate) fn lines() -> (u16, Seen) {
+    serve(None, |mut stream, seen| async move {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            match stream.read_u8().await {
+                Ok(byte) => line.push(byte),
+                Err(_) => return,
+            }
+        }
+        stream.write_all(&line).await.unwrap();
+        seen.lock().unwrap().push(String::from_utf8(line).unwrap());
+    })
+}
+
 /// A server of HTTP/1.1 that answers every head as a function says.
 pub(crate) fn script(config: Arc<ServerConfig>, answer: fn(&str) -> Vec<u8>) -> (u16, Seen) {
     serve(Some(config), move |mut stream, seen| async move {
@@ -194,6 +209,46 @@ pub(crate) fn script(config: Arc<ServerConfig>, answer: fn(&str) -> Vec<u8>) -> 
                 _ => return,
             }
         }
+    })
+}
+
+/// A proxy that opens every tunnel to one port of this host, with a greeting in front if
+/// there is one; what went to it and through it.
+pub(crate) fn proxy(to: u16, greeting: &'static [u8]) -> (u16, Seen) {
+    serve(None, move |mut stream, seen| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(_) => return,
+            }
+        }
+        seen.lock().unwrap().push(String::from_utf8(head).unwrap());
+        let answer = b"HTTP/1.0 200 Connection established\r\n\r\n";
+        stream
+            .write_all(&[answer, greeting].concat())
+            .await
+            .unwrap();
+        let address = (Ipv4Addr::LOCALHOST, to);
+        let far = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (mut from_far, mut to_far) = far.into_split();
+        let (mut from_near, mut to_near) = tokio::io::split(stream);
+        let up = async {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = from_near.read(&mut piece).await {
+                let text = String::from_utf8_lossy(&piece[..length]).into_owned();
+                seen.lock().unwrap().push(text);
+                if to_far.write_all(&piece[..length]).await.is_err() {
+                    break;
+                }
+            }
+            let _ = to_far.shutdown().await;
+        };
+        let down = async {
+            let _ = tokio::io::copy(&mut from_far, &mut to_near).await;
+            let _ = to_near.shutdown().await;
+        };
+        tokio::join!(up, down);
     })
 }
 

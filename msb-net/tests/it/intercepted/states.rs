@@ -157,6 +157,45 @@ fn floods_are_bounded() {
     ]);
 }
 
+/// RFC 9113, 3.4 and 6.5.3.
+#[test]
+fn connections_begin_with_a_preface_and_settings_are_acknowledged() {
+    let outside = Outside::new("known");
+    let (port, seen) = servers::h2(outside.config("a.example", b"h2"));
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let cases = [
+        (&preface[..], frame(SETTINGS, 0, 0, &[]), true),
+        (preface, [setting(4, 1), setting(4, 70_000)].concat(), true),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\n\n", Vec::new(), false),
+        (
+            b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            Vec::new(),
+            false,
+        ),
+    ];
+    for (start, settings, good) in cases {
+        let mut world = world("preset allow-all", &outside, super::literal());
+        let (stream, config) = (world.connect(port), world.client(b"h2"));
+        let acknowledged = run(async {
+            let mut tls = connect(stream, config, "a.example").await.unwrap();
+            let all = [start, &settings, &whole(1)].concat();
+            tls.write_all(&all).await.unwrap();
+            let mut acknowledged = 0;
+            while let Some((kind, flags, _)) = read(&mut tls).await {
+                acknowledged += usize::from(kind == SETTINGS && flags == ACK);
+                if kind == HEADERS {
+                    break;
+                }
+            }
+            acknowledged
+        });
+        assert_eq!(acknowledged > 0, good, "{start:?}");
+        let refused = |note: &super::Note| matches!(note, super::Note::Refused { .. });
+        assert_eq!(world.notes().iter().any(refused), !good, "{start:?}");
+        assert_eq!(seen.lock().unwrap().drain(..).count(), usize::from(good));
+    }
+}
+
 /// A guest that opens no window gets nothing (RFC 9113, 6.9).
 #[test]
 fn windows_are_kept() {
