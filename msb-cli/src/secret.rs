@@ -1,6 +1,8 @@
 //! What `--secret` comes to. A value is never an argument, because everybody on the host can
 //! read those; nor is any part of such a mistake shown.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, IsTerminal, Read};
 
 use msb_sdk::Secret;
@@ -37,8 +39,33 @@ enum From<'a> {
     Stdin,
 }
 
-/// A name as it may be shown: what does not look like one may be half of a value that has
-/// a '=' in it.
+/// One flag, and what messages call it: nothing of its text, all of which may be a value or
+/// part of one, except a name in front of a source that is one.
+#[derive(Clone, Copy)]
+struct Flag<'a> {
+    text: &'a str,
+    /// Which one it is, and of how many.
+    place: (usize, usize),
+}
+
+impl fmt::Display for Flag<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.place {
+            (_, 1) => f.write_str("--secret"),
+            (number, all) => write!(f, "--secret number {number} of {all}"),
+        }
+    }
+}
+
+fn numbered(flags: &[String]) -> impl Iterator<Item = Flag<'_>> {
+    let all = flags.len();
+    flags.iter().enumerate().map(move |(index, text)| Flag {
+        text,
+        place: (index + 1, all),
+    })
+}
+
+/// A name as it may be shown: what does not look like one may be half of a value.
 fn shown(name: &str) -> &str {
     let usual = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
     if !name.is_empty() && name.bytes().all(usual) {
@@ -48,76 +75,92 @@ fn shown(name: &str) -> &str {
     }
 }
 
-impl<'a> From<'a> {
-    fn parse(name: &str, text: &'a str) -> Result<Self, Failure> {
+impl<'a> Flag<'a> {
+    /// The name and what stands behind it.
+    fn named(self) -> Result<(&'a str, &'a str), Failure> {
+        self.text.split_once('=').ok_or_else(|| Failure::Usage {
+            message: format!("{self} has no '='"),
+            hint: Some("write NAME=SOURCE@HOST, such as TOKEN=env:TOKEN@api.example.com".into()),
+        })
+    }
+
+    /// Where the value comes from.
+    fn source(self, text: &'a str) -> Result<From<'a>, Failure> {
         let parts = text.split_once(':').filter(|(_, what)| !what.is_empty());
         Ok(match (parts, text) {
-            (Some(("env", variable)), _) => Self::Env(variable),
-            (Some(("file", path)), _) => Self::File(path),
-            (Some(("cmd", script)), _) => Self::Command(script),
-            (_, "stdin") => Self::Stdin,
+            (Some(("env", variable)), _) => From::Env(variable),
+            (Some(("file", path)), _) => From::File(path),
+            (Some(("cmd", script)), _) => From::Command(script),
+            (_, "stdin") => From::Stdin,
             _ => {
-                let name = shown(name);
                 return Err(Failure::Usage {
-                    message: format!("--secret {name}=… does not say where the value comes from"),
-                    hint: Some(format!(
+                    message: format!("{self} does not say where the value comes from"),
+                    hint: Some(
                         "a value cannot be given here, where everybody sees it: write \
-                         {name}=env:VARIABLE, {name}=file:PATH, {name}=cmd:COMMAND or {name}=stdin"
-                    )),
+                         NAME=env:VARIABLE, NAME=file:PATH, NAME=cmd:COMMAND or NAME=stdin"
+                            .into(),
+                    ),
                 });
             }
         })
     }
-
-    fn give(self, secret: Secret) -> Result<Secret, Failure> {
-        Ok(match self {
-            Self::Env(variable) => {
-                // The shell may have put the value there: env:$TOKEN.
-                if std::env::var_os(variable).is_none() && shown(variable) != variable {
-                    return Err(failed("the variable that --secret names is not set"));
-                }
-                secret.from_env_var(variable)
-            }
-            Self::File(path) => {
-                exists(path)?;
-                secret.from_file(path)
-            }
-            Self::Command(script) => secret.from_command(["sh", "-c", script]),
-            Self::Stdin => secret.value(&*stdin()?),
-        })
-    }
 }
 
-/// Refuses a file that is not there, without its name if that may be a value: file:$TOKEN.
-fn exists(path: &str) -> Result<(), Failure> {
-    let is_path = path.starts_with(['/', '.', '~']);
-    if is_path || std::path::Path::new(path).exists() {
-        return Ok(());
-    }
-    Err(failed("the file that --secret names is not there"))
+/// The value of a variable. Its name is not shown: a shell may have put a value there, as
+/// with `env:$TOKEN`.
+fn variable(name: &str, variable: &str) -> Result<OsString, Failure> {
+    std::env::var_os(variable).ok_or_else(|| Failure::Usage {
+        message: format!("the variable of --secret {}=env:… is not set", shown(name)),
+        hint: Some("behind env: stands the name of a variable, without a '$'".into()),
+    })
+}
+
+/// Refuses a file that is not there, without its name, for the same reason.
+fn exists(name: &str, path: &str) -> Result<(), Failure> {
+    let found = std::fs::metadata(path).map(drop);
+    found.map_err(|error| Failure::Usage {
+        message: format!(
+            "the file of --secret {}=file:… cannot be read: {error}",
+            shown(name)
+        ),
+        hint: Some("behind file: stands the path of a file that holds the value".into()),
+    })
 }
 
 /// Reads `NAME=SOURCE@HOST[,HOST…][,OPTION=VALUE…]` of each flag.
 pub(crate) fn secrets(flags: &[String]) -> Result<Vec<Secret>, Failure> {
     leave_no_dump(flags);
     one_input(flags)?;
-    flags.iter().map(|flag| secret(flag)).collect()
+    numbered(flags).map(secret).collect()
 }
 
-fn secret(flag: &str) -> Result<Secret, Failure> {
-    let (name, rest) = named(flag)?;
+fn secret(flag: Flag<'_>) -> Result<Secret, Failure> {
+    let (name, rest) = flag.named()?;
     let Some((source, places)) = rest.rsplit_once('@') else {
-        From::parse(name, rest)?;
+        flag.source(rest)?;
         return Err(Failure::Usage {
             message: format!("--secret {}=… names no host", shown(name)),
             hint: Some("say which hosts may get the value, such as @api.example.com".into()),
         });
     };
-    let mut secret = From::parse(name, source)?.give(Secret::env(name))?;
+    let secret = Secret::env(name);
+    let mut secret = match flag.source(source)? {
+        From::Env(own) => {
+            variable(name, own)?;
+            secret.from_env_var(own)
+        }
+        From::File(path) => {
+            exists(name, path)?;
+            secret.from_file(path)
+        }
+        From::Command(script) => secret.from_command(["sh", "-c", script]),
+        From::Stdin => secret.value(&*stdin()?),
+    };
     for part in places.split(',') {
         secret = match part.split_once('=') {
             None => secret.allow_host(part),
-            Some(("header", field)) => secret.header(field),
+            // With what stands in the field it would hold a value, too.
+            Some(("header", field)) if !field.contains([':', ' ']) => secret.header(field),
             Some(("method", method)) => secret.method(method),
             Some(("path", path)) => secret.path(path),
             Some(("prefix", prefix)) => secret.prefix(prefix),
@@ -146,24 +189,19 @@ fn secret(flag: &str) -> Result<Secret, Failure> {
 pub(crate) fn values(flags: &[String]) -> Result<Vec<(String, Bytes)>, Failure> {
     leave_no_dump(flags);
     one_input(flags)?;
-    let value = |flag: &String| {
-        let (name, source) = named(flag)?;
-        let value = match From::parse(name, source)? {
+    let value = |flag: Flag<'_>| {
+        let (name, source) = flag.named()?;
+        let value = match flag.source(source)? {
             From::Stdin => stdin()?,
             From::File(path) => {
-                exists(path)?;
+                exists(name, path)?;
                 let file = std::fs::File::open(path);
                 let read = file.and_then(bounded);
                 read.map_err(|error| failed(&format!("cannot read {path}: {error}")))?
             }
-            From::Env(variable) => {
+            From::Env(own) => {
                 use std::os::unix::ffi::OsStringExt;
-                let found = std::env::var_os(variable);
-                let unset = || match shown(variable) == variable {
-                    true => failed(&format!("the variable {variable} is not set")),
-                    false => failed("the variable that --secret names is not set"),
-                };
-                Zeroizing::new(found.ok_or_else(unset)?.into_vec())
+                Zeroizing::new(variable(name, own)?.into_vec())
             }
             From::Command(_) => {
                 return Err(Failure::Usage {
@@ -176,14 +214,7 @@ pub(crate) fn values(flags: &[String]) -> Result<Vec<(String, Bytes)>, Failure> 
         };
         Ok((name.to_owned(), value))
     };
-    flags.iter().map(value).collect()
-}
-
-fn named(flag: &str) -> Result<(&str, &str), Failure> {
-    flag.split_once('=').ok_or_else(|| Failure::Usage {
-        message: "--secret has no '='".into(),
-        hint: Some("write NAME=SOURCE@HOST, such as TOKEN=env:TOKEN@api.example.com".into()),
-    })
+    numbered(flags).map(value).collect()
 }
 
 /// Standard input is one value.
@@ -237,31 +268,40 @@ mod tests {
         }
     }
 
+    /// Whatever is wrong with it.
     #[test]
     fn a_value_on_the_command_line_is_refused_and_not_repeated() {
         for flag in [
-            "TOKEN=hunter2hunter2@a.example",
-            "TOKEN=hunter2hunter2",
-            "TOKEN=env:@hunter2hunter2",
-            "TOKEN=env:A@a.example,hunter2=hunter2",
+            "TOKEN=HUNTER2@a.example",
+            "TOKEN=HUNTER2",
+            "TOKEN=HUN/TER2@a.example",
+            "TOKEN=fil:HUNTER2@a.example",
+            "TOKEN=ENV:HUNTER2@a.example",
+            "TOKEN=env=HUNTER2@a.example",
+            "TOKEN=stdin:HUNTER2@a.example",
+            "TOKEN=env:@HUNTER2",
+            "TOKEN=env:PATH@a.example,HUNTER2=HUNTER2",
+            "TOKEN=env:PATH@a.example,header=x-key: HUNTER2",
+            "HUNTER2",
+            "HUNTER2=",
+            "HUNTER2==@a.example",
+            "HUNTER2=@a.example",
+            "HUNTER2=HUNTER2",
+            // As a shell has it when a '$' was too much.
+            "TOKEN=env:HUNTER2@a.example",
+            "TOKEN=file:HUNTER2@a.example",
+            "TOKEN=file:/HUN/TER2@a.example",
+            "TOKEN=file:~HUNTER2@a.example",
         ] {
-            let text = refusal(flag);
-            assert!(text.contains("TOKEN="), "{text}");
-            assert!(!text.contains("hunter2"), "{text}");
-        }
-        for flag in ["hunter2=", "hunter2==@a.example", "hunter2=@a.example"] {
-            let text = refusal(flag);
-            assert!(!text.contains("hunter2"), "{text}");
-        }
-        // As a shell has it when a '$' was too much.
-        for flag in [
-            "TOKEN=env:hunter2hunter2@a.example",
-            "TOKEN=file:hunter2@a.example",
-        ] {
-            let Err(Failure::Usage { message, .. }) = secrets(&[flag.to_owned()]) else {
-                panic!("{flag}");
-            };
-            assert!(!message.contains("hunter2"), "{message}");
+            for flags in [vec![flag.to_owned()], vec![flag.to_owned(); 2]] {
+                let refused = [secrets(&flags).err(), values(&flags).err()];
+                for failure in refused.into_iter().flatten() {
+                    let text = format!("{failure:?}");
+                    assert!(text.contains("--secret"), "{flag}: {text}");
+                    assert!(!text.contains("HUN") && !text.contains("TER2"), "{text}");
+                }
+                assert!(secrets(&flags).is_err(), "{flag}");
+            }
         }
     }
 
@@ -280,7 +320,7 @@ mod tests {
             assert!(shown.contains(part), "{part} in {shown}");
         }
         assert!(refusal("TOKEN=env:A").contains("@api.example.com"));
-        assert!(refusal("TOKEN=env:A@b,colour=red").contains("elsewhere=block"));
+        assert!(refusal("TOKEN=env:PATH@b,colour=red").contains("elsewhere=block"));
         assert!(refusal("TOKEN").contains("NAME=SOURCE@HOST"));
     }
 }

@@ -2,12 +2,14 @@
 //! servers that play the hosts they are made for, and these get the values. The image has
 //! what `cargo xtask images` puts into it; everything else stays on this host's loopback.
 
+mod proxy;
 mod server;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use self::proxy::Proxy;
 use self::server::{Seen, Server, TOKENS};
 use crate::lab::{Lab, Run, finish, text, until, wait};
 use crate::outside::{Outside, dump, forms, holds, inspect};
@@ -79,7 +81,7 @@ fn unmodified_clients_use_secrets_that_the_guest_does_not_have() {
 
     let name = format!("clients-{}", std::process::id());
     let mut command = lab.msb([
-        "run", "-q", "--rm", "--name", &name, "-m", "1G", "--cpus", "2",
+        "run", "-q", "--rm", "--name", &name, "-m", "1G", "--cpus", "2", "--disk", "1G",
     ]);
     command
         .args(["--net", "allow-all", "--net-log"])
@@ -125,13 +127,14 @@ fn unmodified_clients_use_secrets_that_the_guest_does_not_have() {
         ];
         finish(&mut lab.msb(ready), b"").code == Some(0)
     });
-    let port = server.port.to_string();
+    let proxy = Proxy::start();
+    let ports = [server.port, proxy.port].map(|port| port.to_string());
     let mut said = String::new();
     for (script, program, content) in scripts {
         let file = format!("/tmp/{script}.mjs");
         let put = ["exec", "-i", &name, "--", "sh", "-c", "cat > $0", &file];
         finish(&mut lab.msb(put), content.as_bytes()).success();
-        let run = ["exec", &name, "--", program, &file, &port];
+        let run = ["exec", &name, "--", program, &file, &ports[0], &ports[1]];
         let Run {
             code,
             stdout,
@@ -148,6 +151,22 @@ fn unmodified_clients_use_secrets_that_the_guest_does_not_have() {
     let told = inspect(&lab, &name);
     let vmm = told[0]["vmm_pid"].as_u64().expect("a process id");
     dump(u32::try_from(vmm).expect("a process id"), &at("memory"));
+    // All that is written of it: the disk, too, with the guest's files, and its memory.
+    let mark = "echo this client was here > /mark; sync";
+    finish(&mut lab.msb(["exec", &name, "--", "sh", "-c", mark]), b"").success();
+    finish(&mut lab.msb(["snapshot", "create", &name, &name]), b"").success();
+    let home = lab.home();
+    let kept = ["sandboxes", "snapshots"].map(|kind| home.join(kind).join(&name));
+    let all: Vec<_> = SECRETS
+        .iter()
+        .flat_map(|(_, _, value, _)| forms(value))
+        .collect();
+    for folder in &kept {
+        assert!(!holds(folder, &all), "a value is in {}", folder.display());
+    }
+    assert!(holds(&kept[1], &["this client was here".into()]));
+    assert!(holds(&kept[1], &["OPENAI_API_KEY=sk-".into()]));
+    finish(&mut lab.msb(["snapshot", "rm", &name]), b"").success();
     drop(input);
     let ended = wait(child);
     assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
@@ -160,7 +179,9 @@ fn unmodified_clients_use_secrets_that_the_guest_does_not_have() {
         "curl-gzip-raw 1",
         "curl-cookie 1",
         "curl-redirect 1",
+        "curl-proxy 1",
         "git cloned",
+        "requests-proxy 200 True",
         "requests 200 True True",
         "requests-basic 200 True",
         "httpx HTTP/1.1 200 True",
@@ -189,15 +210,18 @@ fn unmodified_clients_use_secrets_that_the_guest_does_not_have() {
         assert!(log.contains(part), "{part} in:\n{log}");
     }
     std::fs::write(at("said"), format!("{said}{processes}{told}")).expect("write");
-    let all: Vec<_> = SECRETS
-        .iter()
-        .flat_map(|(_, _, value, _)| forms(value))
-        .collect();
-    for file in ["memory", "pcap", "said", "log"] {
+    std::fs::write(at("proxy"), proxy.seen()).expect("write");
+    for file in ["memory", "pcap", "proxy", "said", "log"] {
         assert!(!holds(&at(file), &all), "a value is in {file}");
     }
     // The search finds what is there.
     assert!(holds(&at("memory"), &["OPENAI_API_KEY=sk-".into()]));
+    let asked = format!("CONNECT api.openai.com:{} HTTP/1.1\r\n", ports[0]);
+    let asked_twice = String::from_utf8_lossy(&proxy.seen())
+        .matches(&asked)
+        .count()
+        == 2;
+    assert!(asked_twice);
 }
 
 /// Every request that had a placeholder had a value where it came to, and only there.

@@ -84,7 +84,10 @@ fn plain(value: &str) -> Vec<String> {
     vec![
         value.to_owned(),
         bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        bytes.iter().map(|byte| format!("{byte:02X}")).collect(),
         bytes.iter().map(|byte| format!("%{byte:02X}")).collect(),
+        bytes.iter().map(|byte| format!("%{byte:02x}")).collect(),
+        bytes.iter().map(|byte| format!("\\u{byte:04x}")).collect(),
         value.replace('/', "\\/"),
         value
             .replace('/', "%2F")
@@ -120,10 +123,10 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// Whether any of the forms is in a file.
+/// Whether any of the forms is in a file, or in one of a folder.
 pub(crate) fn holds(file: &Path, forms: &[String]) -> bool {
     let mut grep = Command::new("grep");
-    grep.args(["-a", "-q", "-F"]);
+    grep.args(["-a", "-q", "-F", "-r"]);
     for form in forms {
         grep.args(["-e", form]);
     }

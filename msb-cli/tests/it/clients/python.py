@@ -1,4 +1,4 @@
-# Run in the guest: the port of the server that plays all hosts.
+# Run in the guest: the port of the server that plays all hosts, and that of a proxy.
 import os
 import sys
 
@@ -18,6 +18,9 @@ answer = requests.get(f"{base}/echo", headers=bearer)
 say("requests", answer.status_code, key in answer.text, answer.headers["x-echo"] == key)
 answer = requests.get(f"{base}/echo", auth=("user", key))
 say("requests-basic", answer.status_code, key in answer.text)
+proxies = {"https": f"http://192.168.127.1:{sys.argv[2]}"}
+answer = requests.get(f"{base}/echo", headers=bearer, proxies=proxies)
+say("requests-proxy", answer.status_code, key in answer.text)
 
 import httpx
 

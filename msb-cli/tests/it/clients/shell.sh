@@ -1,5 +1,6 @@
-# Run in the guest: the port of the server that plays all hosts.
+# Run in the guest: the port of the server that plays all hosts, and that of a proxy.
 port=$1
+proxy=http://192.168.127.1:$2
 base=https://api.openai.com:$port
 bearer="Authorization: Bearer $OPENAI_API_KEY"
 
@@ -17,4 +18,5 @@ echo curl-cookie "$(curl -sS -c - -o /dev/null -H "$bearer" $base/echo | echoed)
 # The client sends its credential on to the other host, and what that one gets is worth nothing.
 # Nobody reads that connection, and the guest trusts nobody who vouches for it.
 echo curl-redirect "$(curl -sSk --location-trusted -H "$bearer" -o /dev/null -w '%{http_code} %{url_effective}' $base/redirect | echoed)"
+echo curl-proxy "$(curl -sS -x "$proxy" -H "$bearer" $base/echo | echoed)"
 git clone -q "https://user:$GIT_TOKEN@git.example:$port/repo.git" /tmp/repo && echo git "$(cat /tmp/repo/file)"
