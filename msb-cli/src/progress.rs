@@ -102,6 +102,13 @@ impl Shown {
                     bar.finish_and_clear();
                 }
             }
+            PullEvent::LeftOut { digest, tag } => {
+                let tag = tag.as_deref().map(|tag| format!(", tagged {tag:?}"));
+                self.line(&format!(
+                    "left out, because the archive does not name it: {digest}{}",
+                    tag.unwrap_or_default()
+                ));
+            }
             PullEvent::Done { fetched: true, .. } if self.fetching => {
                 let seconds = self.started.elapsed().as_secs_f64();
                 let text = format!(

@@ -60,6 +60,13 @@ pub enum PullEvent {
         /// Number of the layer.
         layer: usize,
     },
+    /// An image of an archive has no name of its own, and is not taken.
+    LeftOut {
+        /// Digest of its manifest or index.
+        digest: Digest,
+        /// The tag that the archive gives it, which is no name of an image.
+        tag: Option<String>,
+    },
     /// All layers are there; the root file system is being put together.
     Indexing,
     /// The image is ready.

@@ -1,7 +1,7 @@
 //! From a manifest to an image in the store: all layers, several at a time,
 //! then the root disk. The same for registries and archives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::ingest::{Budget, Events, Layer, Source, ingest};
 use crate::layer::{Fault, LayerIndex};
 use crate::manifest::Descriptor;
 use crate::store::{Layout, lock};
-use crate::{Digest, Error, ImageConfig, Limits, PullEvent, PullOptions, Result};
+use crate::{Digest, Error, ImageConfig, PullEvent, PullOptions, Result};
 
 /// What is known once manifest and configuration are read and verified.
 pub(crate) struct Plan {
@@ -105,23 +105,19 @@ pub(crate) struct Fetched {
     pub(crate) transferred: bool,
 }
 
-/// Brings all layers into the store.
+/// Brings all layers into the store, within what is left of the budget.
 pub(crate) fn layers(
     layout: &Layout,
     layers: &[Layer],
     source: &dyn Source,
-    limits: &Limits,
+    budget: &Budget,
     events: Events<'_>,
 ) -> Result<Fetched> {
-    let mut seen = HashMap::new();
-    let unique: Vec<&Layer> = layers
-        .iter()
-        .filter(|layer| seen.insert(layer.diff_id, ()).is_none())
+    let mut seen = HashSet::new();
+    let unique = layers.iter().filter(|layer| seen.insert(layer.diff_id));
+    let unique: Vec<(&Layer, bool)> = unique
+        .map(|layer| (layer, budget.announce(layer.diff_id, layer.size)))
         .collect();
-    let packed = unique
-        .iter()
-        .fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
-    let budget = Budget::new(limits, packed);
     let next = AtomicUsize::new(0);
     let fetched = Mutex::new(Fetched {
         indexes: HashMap::new(),
@@ -129,8 +125,8 @@ pub(crate) fn layers(
     });
     let failed = Mutex::new(None);
     let work = || {
-        while let Some(layer) = unique.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match one(layout, layer, source, &budget, events) {
+        while let Some((layer, new)) = unique.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match one(layout, (layer, *new), source, budget, events) {
                 Ok((index, transferred)) => {
                     let mut fetched = fetched.lock().unwrap_or_else(PoisonError::into_inner);
                     fetched.indexes.insert(layer.diff_id, index);
@@ -149,7 +145,7 @@ pub(crate) fn layers(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..limits.parallel.clamp(1, unique.len().max(1)) {
+        for _ in 1..budget.limits().parallel.clamp(1, unique.len().max(1)) {
             scope.spawn(work);
         }
         work();
@@ -160,9 +156,11 @@ pub(crate) fn layers(
     }
 }
 
+/// Brings one layer, and says whether it had to be transferred. One that is `new` to the budget
+/// is counted also when it is there already.
 fn one(
     layout: &Layout,
-    layer: &Layer,
+    (layer, new): (&Layer, bool),
     source: &dyn Source,
     budget: &Budget,
     events: Events<'_>,
@@ -172,13 +170,14 @@ fn one(
         let Some(index) = layout.layer(layer.diff_id)? else {
             return Ok(None);
         };
-        budget.receive(layer.size.min(index.tar_bytes()));
-        budget
-            .spend(index.tar_bytes())
-            .map_err(|reason| Error::Layer {
+        if new {
+            budget.receive(layer.size.min(index.tar_bytes()));
+            let spent = budget.spend(index.tar_bytes());
+            spent.map_err(|reason| Error::Layer {
                 layer: layer.name(),
                 fault: Fault::of_stream(reason),
             })?;
+        }
         events(PullEvent::LayerExists { layer: number });
         Ok(Some(index))
     };

@@ -71,8 +71,8 @@ pub fn image_archive(data: &[u8]) {
     };
     let archive = Arc::new(archive);
     let names = archive.names(&options).unwrap_or_default();
-    assert!(names.len() <= 256);
-    for name in names.iter().take(4).map(Some).chain([None]) {
+    assert!(names.whole.len().max(names.nameless.len()) <= 256);
+    for name in names.whole.iter().take(4).map(Some).chain([None]) {
         let Ok((plan, opened, reference)) = archive.plan(name, &options) else {
             continue;
         };

@@ -55,6 +55,14 @@ enum Member {
     Link(String),
 }
 
+/// What an archive calls its images.
+#[derive(Default)]
+pub(crate) struct Names {
+    pub(crate) whole: Vec<Reference>,
+    /// Images that have none, and the tag that may stand in its place.
+    pub(crate) nameless: Vec<(Digest, Option<String>)>,
+}
+
 /// One entry of `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -84,13 +92,22 @@ impl Archive {
     }
 
     /// The names that the archive gives its images: of each all.
-    pub(crate) fn names(&self, options: &PullOptions) -> Result<Vec<Reference>> {
-        let mut names = Vec::new();
+    pub(crate) fn names(&self, options: &PullOptions) -> Result<Names> {
+        let (mut names, mut nameless) = (Vec::new(), Vec::new());
         if let Some(json) = self.document("index.json", MAX_MANIFEST)? {
             let of = self.path.display().to_string();
             if let Document::Index(variants) = manifest::parse(&of, &json, options.limits.layers)? {
-                let given = variants.into_iter().filter_map(|variant| variant.name);
-                names.extend(given.filter(|name| name.contains(['/', ':'])));
+                let whole = |variant: &manifest::Variant| {
+                    let name = variant.name.as_ref();
+                    name.is_some_and(|name| name.contains(['/', ':']))
+                };
+                let (named, others): (Vec<_>, Vec<_>) = variants.into_iter().partition(whole);
+                let known: HashSet<_> = named.iter().map(|one| one.descriptor.digest).collect();
+                let others = others
+                    .into_iter()
+                    .map(|one| (one.descriptor.digest, one.name));
+                nameless.extend(others.filter(|(digest, _)| !known.contains(digest)));
+                names.extend(named.into_iter().filter_map(|variant| variant.name));
             }
         } else if let Some(json) = self.document("manifest.json", MAX_MANIFEST)? {
             let images = self.docker_images(&json)?;
@@ -102,10 +119,14 @@ impl Archive {
             );
         }
         let names: BTreeSet<String> = names.into_iter().collect();
-        if names.len() > MAX_NAMES {
+        if names.len().max(nameless.len()) > MAX_NAMES {
             return Err(self.no_archive(format!("it holds more than {MAX_NAMES} names of images")));
         }
-        names.iter().map(|name| name.parse()).collect()
+        let whole = names.iter().map(|name| name.parse());
+        Ok(Names {
+            whole: whole.collect::<Result<_>>()?,
+            nameless,
+        })
     }
 
     fn docker_images(&self, json: &[u8]) -> Result<Vec<DockerImage>> {

@@ -8,9 +8,11 @@
 //! memory does not depend on the layer. Nothing gets a name in the store
 //! before digest, size and diff-id are verified.
 
+use std::collections::HashSet;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -101,26 +103,51 @@ pub(crate) fn expanded_limit(limits: &crate::Limits, packed: u64) -> u64 {
     limits.image_bytes.min(expanded)
 }
 
-/// What an image may cost, counted down by all its layers.
+/// What an image may cost, or all images of an archive together, counted down by all layers.
 pub(crate) struct Budget {
     limits: crate::Limits,
-    /// What the image says that it comes to when transferred.
-    announced: u64,
+    /// What it is said to come to when transferred.
+    announced: AtomicU64,
     /// What has been transferred: an announcement may lie.
     received: AtomicU64,
     /// Uncompressed bytes.
     spent: AtomicU64,
+    /// Layers that have been counted, by their diff-ids: of several images that share one it
+    /// costs what it costs once.
+    counted: Mutex<HashSet<Digest>>,
 }
 
 impl Budget {
-    /// For an image of so many bytes as transferred.
-    pub(crate) fn new(limits: &crate::Limits, announced: u64) -> Budget {
+    pub(crate) fn new(limits: &crate::Limits) -> Budget {
         Budget {
             limits: limits.clone(),
-            announced,
+            announced: AtomicU64::new(0),
             received: AtomicU64::new(0),
             spent: AtomicU64::new(0),
+            counted: Mutex::default(),
         }
+    }
+
+    pub(crate) fn limits(&self) -> &crate::Limits {
+        &self.limits
+    }
+
+    /// Counts a layer of so many bytes as transferred; `false` when it was counted before.
+    pub(crate) fn announce(&self, diff_id: Digest, bytes: u64) -> bool {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = counted.insert(diff_id);
+        if new {
+            let sum = |sum: u64| Some(sum.saturating_add(bytes));
+            // It can't fail: there is always a sum.
+            let _ = self
+                .announced
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
+        }
+        new
+    }
+
+    fn announced(&self) -> u64 {
+        self.announced.load(Ordering::Relaxed)
     }
 
     /// Makes all layers that share the budget end.
@@ -135,7 +162,7 @@ impl Budget {
 
     /// Takes uncompressed bytes off the budget.
     pub(crate) fn spend(&self, bytes: u64) -> Result<(), Reason> {
-        let packed = self.received.load(Ordering::Relaxed).min(self.announced);
+        let packed = self.received.load(Ordering::Relaxed).min(self.announced());
         let limit = expanded_limit(&self.limits, packed);
         let spend = |spent: u64| spent.checked_add(bytes).filter(|&spent| spent <= limit);
         match self
@@ -154,7 +181,7 @@ impl Budget {
     fn layer_limits(&self) -> LayerLimits {
         LayerLimits {
             entries: self.limits.layer_entries,
-            bytes: expanded_limit(&self.limits, self.announced),
+            bytes: expanded_limit(&self.limits, self.announced()),
         }
     }
 }
@@ -458,7 +485,11 @@ mod tests {
 
     #[test]
     fn what_was_announced_and_did_not_come_expands_to_nothing() {
-        let budget = Budget::new(&crate::Limits::default(), 100 << 20);
+        let budget = Budget::new(&crate::Limits::default());
+        let layer = crate::Digest::of(b"layer");
+        assert!(budget.announce(layer, 100 << 20));
+        // Another image has the same one.
+        assert!(!budget.announce(layer, 100 << 20));
         budget.spend(MIN_EXPANDED).unwrap();
         assert!(budget.spend(1).is_err());
         budget.receive(60 << 20);
@@ -473,7 +504,7 @@ mod tests {
 
     #[test]
     fn cancelling_ends_all() {
-        let budget = Budget::new(&crate::Limits::default(), 100);
+        let budget = Budget::new(&crate::Limits::default());
         budget.cancel();
         assert!(budget.spend(0).is_err() && budget.spend(1).is_err());
     }

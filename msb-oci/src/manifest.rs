@@ -41,7 +41,7 @@ pub(crate) struct Variant {
     pub(crate) descriptor: Descriptor,
     /// `None`: the index does not say; the configuration will.
     pub(crate) platform: Option<Platform>,
-    /// The reference an OCI layout or archive gives it.
+    /// The reference an OCI layout or archive gives it; a word alone is a tag without a name.
     pub(crate) name: Option<String>,
 }
 
@@ -201,9 +201,14 @@ fn variant(raw: RawDescriptor) -> Result<Variant, String> {
         os: platform.os,
         architecture: platform.architecture,
     });
-    let name = raw
-        .annotations
-        .and_then(|annotations| annotations.containerd_name.or(annotations.name));
+    let name = raw.annotations.and_then(|annotations| {
+        let whole = annotations.containerd_name.map(|name| {
+            // As everywhere: a word alone is a repository, and its tag is `latest`.
+            let bare = !name.contains(['/', ':']);
+            if bare { format!("{name}:latest") } else { name }
+        });
+        whole.or(annotations.name)
+    });
     Ok(Variant {
         descriptor,
         platform,

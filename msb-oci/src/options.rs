@@ -70,7 +70,8 @@ pub struct Limits {
     /// Layers of one image. The kernel's EROFS takes 65,535 devices; real
     /// images stay below docker's own 127.
     pub layers: usize,
-    /// Uncompressed bytes of all layers together. What stops a bomb.
+    /// Uncompressed bytes of all layers together, of an archive those of all its images. What
+    /// stops a bomb.
     pub image_bytes: u64,
     /// Entries of one layer.
     pub layer_entries: u64,

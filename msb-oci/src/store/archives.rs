@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Store;
-use crate::ingest::Events;
-use crate::{Error, Image, PullOptions, Reference, Result, export, import};
+use crate::ingest::{Budget, Events};
+use crate::{Error, Image, PullEvent, PullOptions, Reference, Result, export, import};
 
 impl Store {
     /// Takes all images of an archive, as [`import`](Store::import) takes one, under the names
-    /// that it gives them.
+    /// that it gives them. Together they may cost what one image may. One that has no name is
+    /// left out when others have, with [`PullEvent::LeftOut`].
     ///
     /// # Errors
     /// As [`import`](Store::import); [`Error::NotAnArchive`] when it gives no names. Images
@@ -68,14 +69,18 @@ impl Store {
         let archive = Arc::new(import::Archive::open(&self.layout, path, options)?);
         let names = archive.names(options)?;
         // Without names it is for the plan to say what is missing.
-        let wanted = names
-            .iter()
-            .map(Some)
-            .chain(names.is_empty().then_some(None));
+        let lone = names.whole.is_empty();
+        if !lone {
+            for (digest, tag) in names.nameless {
+                events(PullEvent::LeftOut { digest, tag });
+            }
+        }
+        let wanted = names.whole.iter().map(Some).chain(lone.then_some(None));
         let (mut images, mut replaced) = (Vec::new(), false);
+        let budget = Budget::new(&options.limits);
         for name in wanted {
             let (plan, source, reference) = archive.plan(name, options)?;
-            let (image, other) = self.complete(&plan, &source, &reference, options, events)?;
+            let (image, other) = self.complete(&plan, &source, &reference, &budget, events)?;
             images.push(image);
             replaced |= other;
         }

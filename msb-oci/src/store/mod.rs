@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::fetch::{self, Plan};
-use crate::ingest::{self, Events};
+use crate::ingest::{self, Budget, Events};
 use crate::layer::{BLOCK, LayerIndex};
 use crate::unpack::Source;
 use crate::{
@@ -115,7 +115,8 @@ impl Store {
         }
         self.adding(|| {
             let (plan, registry) = pull::plan(reference, options)?;
-            self.complete(&plan, &registry, reference, options, events)
+            let budget = Budget::new(&options.limits);
+            self.complete(&plan, &registry, reference, &budget, events)
         })
     }
 
@@ -135,7 +136,8 @@ impl Store {
         self.adding(|| {
             let archive = Arc::new(import::Archive::open(&self.layout, path, options)?);
             let (plan, source, reference) = archive.plan(reference, options)?;
-            self.complete(&plan, &source, &reference, options, events)
+            let budget = Budget::new(&options.limits);
+            self.complete(&plan, &source, &reference, &budget, events)
         })
     }
 
@@ -288,7 +290,7 @@ impl Store {
         plan: &Plan,
         source: &dyn ingest::Source,
         reference: &Reference,
-        options: &PullOptions,
+        budget: &Budget,
         events: Events<'_>,
     ) -> Result<(Image, bool)> {
         let digest = plan.manifest;
@@ -297,7 +299,7 @@ impl Store {
             layers: plan.layers.len(),
             bytes: plan.bytes(),
         });
-        let fetched = fetch::layers(&self.layout, &plan.layers, source, &options.limits, events)?;
+        let fetched = fetch::layers(&self.layout, &plan.layers, source, budget, events)?;
         let known =
             self.layout.is_complete(digest) && record::read_image(&self.layout, digest).is_ok();
         if !known {

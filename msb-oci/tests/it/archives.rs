@@ -1,10 +1,11 @@
 //! Imports: OCI layouts, OCI archives and `docker save`, made by skopeo.
 
 use std::path::Path;
+use std::sync::Mutex;
 
-use msb_oci::{Error, Image, PullOptions, Reference, Result, Store};
+use msb_oci::{Error, Image, PullEvent, PullOptions, Reference, Result, Store};
 
-use crate::image::{gzip, tar};
+use crate::image::{TestImage, digest, gzip, tar};
 use crate::real::{layout, run};
 
 fn import(path: &Path, name: Option<&str>) -> Result<Image> {
@@ -229,4 +230,111 @@ fn what_nobody_needs_is_told_with_what_it_takes() {
         "{removed:?}"
     );
     assert!(removed.bytes_freed < unused.bytes + 100_000, "{removed:?}");
+}
+
+/// An OCI layout of images, each with the annotations of its entry in the index.
+fn layout_of(directory: &Path, images: &[(&TestImage, &str)]) {
+    let blobs = directory.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let write = |digest: &str, content: &[u8]| {
+        let name = digest.trim_start_matches("sha256:");
+        std::fs::write(blobs.join(name), content).unwrap();
+    };
+    let entry = |(image, annotations): &(&TestImage, &str)| {
+        for (digest, content) in &image.blobs {
+            write(digest, content);
+        }
+        let (manifest, size) = (digest(image.manifest.as_bytes()), image.manifest.len());
+        write(&manifest, image.manifest.as_bytes());
+        format!(
+            r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{manifest}","size":{size},"annotations":{{{annotations}}}}}"#
+        )
+    };
+    let entries: Vec<String> = images.iter().map(entry).collect();
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+        entries.join(",")
+    );
+    std::fs::write(directory.join("index.json"), index).unwrap();
+    std::fs::write(
+        directory.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
+}
+
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+#[test]
+fn images_of_one_archive_have_one_budget() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = tar(&[("shared", &[7; 300 << 10])]);
+    let image = |name: &str| {
+        let own = tar(&[(name, &vec![0; 300 << 10])]);
+        TestImage::new(&[(gzip(&shared), shared.clone()), (gzip(&own), own)])
+    };
+    let images: Vec<TestImage> = ["a", "b", "c"].map(image).into();
+    let name = |at: usize| format!(r#""{CONTAINERD_NAME}":"localhost/{at}:1""#);
+    let names: Vec<String> = (0..3).map(name).collect();
+    let entries = images.iter().zip(&names);
+    let entries: Vec<_> = entries.map(|(image, name)| (image, &**name)).collect();
+    layout_of(directory.path(), &entries);
+    let load = |kib: u64| {
+        let store = tempfile::tempdir().unwrap();
+        let mut options = PullOptions::default();
+        options.limits.image_bytes = kib << 10;
+        let store = Store::open(store.path()).unwrap();
+        store.load(directory.path(), &options, &|_| {})
+    };
+    // What they share costs once.
+    assert_eq!(load(1300).unwrap().len(), 3);
+    let error = load(1100).unwrap_err().to_string();
+    assert!(error.contains("entry \"c\""), "{error}");
+}
+
+#[test]
+fn images_without_a_name_of_their_own_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let [named, tagged, nameless] =
+        ["named", "tagged", "nameless"].map(|name| TestImage::of(&[(name, b"x")]));
+    layout_of(
+        directory.path(),
+        &[
+            (
+                &named,
+                &format!(r#""{CONTAINERD_NAME}":"tools","{REF_NAME}":"latest""#),
+            ),
+            (&tagged, &format!(r#""{REF_NAME}":"v1""#)),
+            (&nameless, ""),
+        ],
+    );
+    let store = tempfile::tempdir().unwrap();
+    let store = Store::open(store.path()).unwrap();
+    let told = Mutex::new(Vec::new());
+    let note = |event| match event {
+        PullEvent::LeftOut { digest, tag } => told.lock().unwrap().push((digest.to_string(), tag)),
+        _ => {}
+    };
+    let loaded = store.load(directory.path(), &PullOptions::default(), &note);
+    let loaded = loaded.unwrap();
+    assert_eq!(loaded.len(), 1);
+    let name = loaded[0].references()[0].to_string();
+    assert_eq!(name, "docker.io/library/tools:latest");
+    let digest = |image: &TestImage| digest(image.manifest.as_bytes());
+    assert_eq!(
+        told.into_inner().unwrap(),
+        [
+            (digest(&tagged), Some("v1".to_owned())),
+            (digest(&nameless), None)
+        ]
+    );
+    // Where nothing has a name, one has to be given.
+    layout_of(
+        directory.path(),
+        &[(&tagged, &format!(r#""{REF_NAME}":"v1""#))],
+    );
+    let error = store.load(directory.path(), &PullOptions::default(), &|_| {});
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("give it a name"), "{error}");
 }
