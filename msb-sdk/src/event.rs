@@ -4,16 +4,15 @@
 //! events in memory. There is no log of them: with the supervisor they are gone.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::link::{Ask, End, Link, SUPERVISOR_KILLED};
-use crate::network::{NetworkEvent, NetworkEvents, Watcher};
+use crate::network::{NetworkEvent, NetworkEvents};
 use crate::sandbox::Sandbox;
+use crate::waiting::{Countable, Waiting, Watcher, waiting};
 
 /// Events that may wait for whoever listens: what programs that are started all the time
 /// make in some seconds.
@@ -221,64 +220,19 @@ impl fmt::Display for SandboxEvent {
     }
 }
 
-/// The receiving end of turns that wait for whoever listens.
-#[derive(Debug)]
-struct Waiting {
-    queue: mpsc::Receiver<TimedLife>,
-    lost: Arc<AtomicU64>,
-}
+/// The sending end of turns that wait for whoever listens.
+pub(crate) type LifeWatcher = Watcher<TimedLife>;
 
-/// The sending end.
-#[derive(Debug)]
-pub(crate) struct LifeWatcher {
-    queue: mpsc::Sender<TimedLife>,
-    lost: Arc<AtomicU64>,
-}
-
-fn waiting() -> (LifeWatcher, Waiting) {
-    let (sender, queue) = mpsc::channel(MAX_WAITING);
-    let lost = Arc::new(AtomicU64::new(0));
-    let watcher = LifeWatcher {
-        queue: sender,
-        lost: Arc::clone(&lost),
-    };
-    (watcher, Waiting { queue, lost })
-}
-
-impl LifeWatcher {
-    /// Hands an event on, or counts it; false when nobody listens any more.
-    pub(crate) fn tell(&self, event: TimedLife) -> bool {
-        match self.queue.try_send(event) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-        }
+impl Countable for TimedLife {
+    fn lost(count: u64) -> Self {
+        Self::now(LifeEvent::Lost { count })
     }
 }
 
-impl Waiting {
-    async fn recv(&mut self) -> Option<TimedLife> {
-        if let Ok(event) = self.queue.try_recv() {
-            return Some(event);
-        }
-        // What did not fit came after what waited.
-        if let Some(lost) = self.missing() {
-            return Some(lost);
-        }
-        match self.queue.recv().await {
-            Some(event) => Some(event),
-            None => self.missing(),
-        }
-    }
-
-    fn missing(&self) -> Option<TimedLife> {
-        match self.lost.swap(0, Ordering::Relaxed) {
-            0 => None,
-            count => Some(TimedLife::now(LifeEvent::Lost { count })),
-        }
+impl Countable for SandboxEvent {
+    /// Of no sandbox: nobody knows whose they were.
+    fn lost(count: u64) -> Self {
+        TimedLife::lost(count).of("")
     }
 }
 
@@ -288,7 +242,7 @@ pub struct SandboxEvents {
     sandbox: String,
     /// No handle: whoever listens keeps no sandbox alive.
     end: watch::Receiver<Option<End>>,
-    life: Option<Waiting>,
+    life: Option<Waiting<TimedLife>>,
     network: Option<NetworkEvents>,
     /// Its end was told of.
     ended: bool,
@@ -296,9 +250,9 @@ pub struct SandboxEvents {
 
 impl SandboxEvents {
     pub(crate) fn new(link: &Link, sandbox: &str) -> Self {
-        let (watcher, life) = waiting();
+        let (watcher, life) = waiting(MAX_WAITING);
         link.ask(Ask::WatchLife(watcher));
-        let (watcher, network) = Watcher::new();
+        let (watcher, network) = NetworkEvents::new();
         link.ask(Ask::WatchNetwork(watcher));
         Self {
             sandbox: sandbox.to_owned(),
@@ -351,7 +305,7 @@ async fn from_network(events: &mut Option<NetworkEvents>) -> Option<NetworkEvent
     events.as_mut()?.recv().await
 }
 
-async fn from_life(events: &mut Option<Waiting>) -> Option<TimedLife> {
+async fn from_life(events: &mut Option<Waiting<TimedLife>>) -> Option<TimedLife> {
     events.as_mut()?.recv().await
 }
 
@@ -404,23 +358,5 @@ mod tests {
         assert_eq!(paused.to_string(), "app paused");
         let other: LifeEvent = serde_json::from_str(r#"{"event":"newer","x":1}"#).expect("JSON");
         assert_eq!(other, LifeEvent::Other);
-    }
-
-    #[tokio::test]
-    async fn whoever_does_not_listen_is_told_how_many_are_missing() {
-        let (watcher, mut events) = waiting();
-        for _ in 0..MAX_WAITING + 5 {
-            assert!(watcher.tell(TimedLife::now(LifeEvent::Paused)));
-        }
-        drop(watcher);
-        for _ in 0..MAX_WAITING {
-            assert_eq!(
-                events.recv().await.map(|one| one.event),
-                Some(LifeEvent::Paused)
-            );
-        }
-        let lost = LifeEvent::Lost { count: 5 };
-        assert_eq!(events.recv().await.map(|one| one.event), Some(lost));
-        assert_eq!(events.recv().await, None);
     }
 }

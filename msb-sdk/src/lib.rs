@@ -64,6 +64,7 @@ mod spec;
 mod state;
 mod supervisor;
 mod trouble;
+mod waiting;
 mod watch;
 
 pub use builder::SandboxBuilder;

@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::event::LifeWatcher;
 use crate::machine::{MachineAnswer, MachineRequest, Source};
 use crate::metrics::HostMetrics;
-use crate::network::{NetworkEvent, Watcher};
+use crate::network::{NetworkEvent, NetworkWatcher};
 use crate::port::{PortAnswer, PortRequest, PublishedPort};
 use crate::session::{About, Session, SessionAnswer, SessionId, SessionRequest};
 
@@ -114,7 +114,7 @@ pub(crate) enum Ask {
         reply: oneshot::Sender<SessionAnswer>,
     },
     /// Somebody wants to know what the network does.
-    WatchNetwork(Watcher),
+    WatchNetwork(NetworkWatcher),
     /// Somebody wants to know what becomes of the sandbox and its programs.
     WatchLife(LifeWatcher),
     /// Let go of the socket once all streams are over.
@@ -311,7 +311,7 @@ struct Task {
     /// Somebody else is to have the socket.
     release: Option<oneshot::Sender<()>>,
     streams: HashMap<StreamId, Stream>,
-    watchers: Vec<Watcher>,
+    watchers: Vec<NetworkWatcher>,
     life_watchers: Vec<LifeWatcher>,
     /// Who asked about ports: they are answered in this order.
     askers: VecDeque<oneshot::Sender<PortAnswer>>,

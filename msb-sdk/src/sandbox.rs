@@ -14,7 +14,7 @@ use crate::exec::{ExecHandle, ExecOptions, Output};
 use crate::fs::Fs;
 use crate::home::Home;
 use crate::link::{Ask, Link};
-use crate::network::{NetworkEvents, Watcher};
+use crate::network::NetworkEvents;
 use crate::port::{PortRequest, PublishedPort};
 use crate::session::{Listed, Session, SessionId, SessionInfo};
 use crate::spec::SandboxSpec;
@@ -221,7 +221,7 @@ impl Sandbox {
     /// are missing.
     #[must_use]
     pub fn network_events(&self) -> NetworkEvents {
-        let (watcher, events) = Watcher::new();
+        let (watcher, events) = NetworkEvents::new();
         self.link.ask(Ask::WatchNetwork(watcher));
         events
     }

@@ -7,13 +7,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::builder::blocking;
@@ -25,6 +22,7 @@ use crate::record::{STATE, State};
 use crate::sandbox::Sandbox;
 use crate::socket;
 use crate::spec::check_name;
+use crate::waiting::{Waiting, Watcher, waiting};
 
 /// Events that may wait for whoever listens, of all sandboxes together.
 const MAX_WAITING: usize = 4096;
@@ -35,8 +33,7 @@ const CHUNK: usize = 16 << 10;
 /// Events of all sandboxes; see [`Sandbox::watch`]. The watch ends when this is dropped.
 #[derive(Debug)]
 pub struct SandboxWatch {
-    queue: mpsc::Receiver<SandboxEvent>,
-    lost: Arc<AtomicU64>,
+    events: Waiting<SandboxEvent>,
     /// Ends what runs in the background.
     _tasks: JoinSet<()>,
 }
@@ -73,13 +70,8 @@ impl Sandbox {
         home.make_dir(&folder)?;
         let failed = |source: io::Error| unusable(&folder, source);
         let notify = Notify::of(&folder).map_err(failed)?;
-        let (sender, queue) = mpsc::channel(MAX_WAITING);
-        let lost = Arc::new(AtomicU64::new(0));
-        let out = Out {
-            queue: sender,
-            lost: Arc::clone(&lost),
-            since,
-        };
+        let (watcher, events) = waiting(MAX_WAITING);
+        let out = Out { watcher, since };
         let mut watch = Watch {
             home: home.clone(),
             notify,
@@ -93,8 +85,7 @@ impl Sandbox {
         let mut tasks = JoinSet::new();
         tasks.spawn(watch.run());
         Ok(SandboxWatch {
-            queue,
-            lost,
+            events,
             _tasks: tasks,
         })
     }
@@ -104,32 +95,14 @@ impl SandboxWatch {
     /// Waits for the next event. `None` when the host tells of no more changes. Nothing is
     /// lost when this is given up.
     pub async fn recv(&mut self) -> Option<SandboxEvent> {
-        if let Ok(event) = self.queue.try_recv() {
-            return Some(event);
-        }
-        // What did not fit came after what waited.
-        if let Some(lost) = self.missing() {
-            return Some(lost);
-        }
-        match self.queue.recv().await {
-            Some(event) => Some(event),
-            None => self.missing(),
-        }
-    }
-
-    fn missing(&self) -> Option<SandboxEvent> {
-        match self.lost.swap(0, Ordering::Relaxed) {
-            0 => None,
-            count => Some(TimedLife::now(LifeEvent::Lost { count }).of("")),
-        }
+        self.events.recv().await
     }
 }
 
 /// Where events go.
 #[derive(Clone, Debug)]
 struct Out {
-    queue: mpsc::Sender<SandboxEvent>,
-    lost: Arc<AtomicU64>,
+    watcher: Watcher<SandboxEvent>,
     since: SystemTime,
 }
 
@@ -139,9 +112,8 @@ impl Out {
         if event.at < self.since && !missing {
             return;
         }
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.queue.try_send(event) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        // The task ends with whoever listens.
+        let _ = self.watcher.tell(event);
     }
 
     fn life(&self, sandbox: &str, event: LifeEvent) {

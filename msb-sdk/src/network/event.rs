@@ -5,12 +5,11 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
-use tokio::sync::mpsc;
+
+use crate::waiting::{Countable, Waiting, Watcher, waiting};
 
 /// Events that may wait for whoever listens. Flows that a guest opens in vain make one
 /// each, so somebody who does not listen holds a few hundred KiB and no more.
@@ -207,17 +206,6 @@ impl NetworkEvent {
         })
     }
 
-    pub(crate) fn lost(count: u64) -> Self {
-        let at = SystemTime::now();
-        let since = at.duration_since(SystemTime::UNIX_EPOCH);
-        let time = since.unwrap_or_default().as_secs_f64();
-        Self {
-            at,
-            activity: NetworkActivity::Lost { count },
-            json: format!("{{\"time\":{time:.6},\"event\":\"lost\",\"count\":{count}}}"),
-        }
-    }
-
     /// The event as one line of JSON; the documentation of `msb_net::journal` lists its
     /// members.
     #[must_use]
@@ -320,67 +308,37 @@ impl fmt::Display for Query {
     }
 }
 
+impl Countable for NetworkEvent {
+    fn lost(count: u64) -> Self {
+        let at = SystemTime::now();
+        let since = at.duration_since(SystemTime::UNIX_EPOCH);
+        let time = since.unwrap_or_default().as_secs_f64();
+        Self {
+            at,
+            activity: NetworkActivity::Lost { count },
+            json: format!("{{\"time\":{time:.6},\"event\":\"lost\",\"count\":{count}}}"),
+        }
+    }
+}
+
 /// The events of a sandbox's network, from its start on: [`Sandbox::network_events`].
 ///
 /// [`Sandbox::network_events`]: crate::Sandbox::network_events
 #[derive(Debug)]
-pub struct NetworkEvents {
-    queue: mpsc::Receiver<NetworkEvent>,
-    lost: Arc<AtomicU64>,
-}
-
-impl NetworkEvents {
-    /// Waits for the next event; `None` when the sandbox has ended and all were taken.
-    pub async fn recv(&mut self) -> Option<NetworkEvent> {
-        if let Ok(event) = self.queue.try_recv() {
-            return Some(event);
-        }
-        // What did not fit came after what waited.
-        if let Some(lost) = self.missing() {
-            return Some(lost);
-        }
-        match self.queue.recv().await {
-            Some(event) => Some(event),
-            None => self.missing(),
-        }
-    }
-
-    fn missing(&self) -> Option<NetworkEvent> {
-        match self.lost.swap(0, Ordering::Relaxed) {
-            0 => None,
-            count => Some(NetworkEvent::lost(count)),
-        }
-    }
-}
+pub struct NetworkEvents(Waiting<NetworkEvent>);
 
 /// The sending end of [`NetworkEvents`].
-#[derive(Debug)]
-pub(crate) struct Watcher {
-    queue: mpsc::Sender<NetworkEvent>,
-    lost: Arc<AtomicU64>,
-}
+pub(crate) type NetworkWatcher = Watcher<NetworkEvent>;
 
-impl Watcher {
-    pub(crate) fn new() -> (Watcher, NetworkEvents) {
-        let (sender, queue) = mpsc::channel(MAX_WAITING);
-        let lost = Arc::new(AtomicU64::new(0));
-        let watcher = Watcher {
-            queue: sender,
-            lost: Arc::clone(&lost),
-        };
-        (watcher, NetworkEvents { queue, lost })
+impl NetworkEvents {
+    pub(crate) fn new() -> (NetworkWatcher, Self) {
+        let (watcher, events) = waiting(MAX_WAITING);
+        (watcher, Self(events))
     }
 
-    /// Hands an event on, or counts it; false when nobody listens any more.
-    pub(crate) fn tell(&self, event: NetworkEvent) -> bool {
-        match self.queue.try_send(event) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-        }
+    /// Waits for the next event; `None` when the sandbox has ended and all were taken.
+    pub async fn recv(&mut self) -> Option<NetworkEvent> {
+        self.0.recv().await
     }
 }
 
@@ -439,7 +397,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_listens_for_a_while_and_learns_how_much_is_missing() {
-        let (watcher, mut events) = Watcher::new();
+        let (watcher, mut events) = NetworkEvents::new();
         let one = event(&Policy::none(), "1.1.1.1");
         for _ in 0..MAX_WAITING + 7 {
             assert!(watcher.tell(one.clone()));

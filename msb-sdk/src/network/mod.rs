@@ -4,7 +4,7 @@ mod event;
 mod limits;
 mod policy;
 
-pub(crate) use event::Watcher;
+pub(crate) use event::NetworkWatcher;
 pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, Query, Request};
 pub use limits::NetworkLimits;
 pub use policy::NetworkPolicy;

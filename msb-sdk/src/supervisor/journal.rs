@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use crate::control::{self, FromSupervisor};
 use crate::event::{LifeEvent, TimedLife};
 use crate::network::NetworkEvent;
+use crate::waiting::Countable;
 
 /// The most events that are kept: some minutes of a busy guest.
 const MAX_EVENTS: usize = 4096;
