@@ -21,6 +21,12 @@ use crate::snapshot::SnapshotDraft;
 /// The pipe holds 64 KiB and drops what does not fit; more helps nobody.
 const MAX_STDERR: usize = 4 << 10;
 
+/// How much of what a dying kernel says is kept: the registers and a trace.
+const MAX_CONSOLE: usize = 8 << 10;
+
+/// How much of its reason: the kernel's own has a line.
+const MAX_REASON: usize = 256;
+
 /// What engines and machines may not support.
 const SNAPSHOTS: &str = "snapshots";
 const NO_TEMPLATE: &str = "snapshots of a machine that was not started from a template";
@@ -31,6 +37,13 @@ const NO_TEMPLATE: &str = "snapshots of a machine that was not started from a te
 pub enum Exit {
     /// The guest powered off or rebooted.
     Guest,
+    /// The guest's kernel gave up.
+    Panicked {
+        /// Why, in its words.
+        reason: String,
+        /// The last that it said, cut to a few KiB. A guest can make it say anything.
+        said: String,
+    },
     /// The VMM was killed by a signal, be it by [`Vm::kill`] or by someone else.
     Killed {
         /// The signal's number.
@@ -49,6 +62,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Guest => f.write_str("the guest shut down"),
+            Exit::Panicked { reason, .. } => write!(f, "the guest's kernel panicked: {reason}"),
             Exit::Killed { signal } => write!(f, "the VMM was killed by signal {signal}"),
             Exit::Failed { code, stderr } if stderr.is_empty() => {
                 write!(f, "the VMM failed with status {code}")
@@ -60,6 +74,40 @@ impl fmt::Display for Exit {
     }
 }
 
+/// What a kernel says first when it gives up (`panic` in `kernel/panic.c`).
+const PANIC: &str = "Kernel panic - not syncing: ";
+
+/// Finds a panic in what a kernel has said on its console.
+fn panicked(console: &str) -> Option<Exit> {
+    let at = console.find(PANIC)?;
+    let line = console[at + PANIC.len()..].lines().next()?;
+    // Where it came from, and the registers, stand around it.
+    let from = console.len().saturating_sub(MAX_CONSOLE).min(at);
+    let from = (0..=from)
+        .rev()
+        .find(|&from| console.is_char_boundary(from))?;
+    let last = console[from..].lines().map(printable);
+    let mut said = last.collect::<Vec<_>>().join("\n");
+    said.truncate(said.floor_char_boundary(MAX_CONSOLE));
+    let mut reason = printable(line);
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
+    Some(Exit::Panicked { reason, said })
+}
+
+/// Text in which nothing is left that a terminal obeys.
+fn printable(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    text.trim().chars().map(printable).collect()
+}
+
+/// The pipes that a VMM writes to. They do not block, and drop what does not fit.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    pub(crate) stderr: PipeReader,
+    /// The kernel's console, where it writes when it dies.
+    pub(crate) console: PipeReader,
+}
+
 /// The process of a VMM. Killed and reaped when dropped.
 #[derive(Debug)]
 pub(crate) struct VmmProcess {
@@ -67,16 +115,15 @@ pub(crate) struct VmmProcess {
     pidfd: OwnedFd,
     ended: Option<ExitStatus>,
     confinement: Confinement,
-    stderr: PipeReader,
+    outputs: Outputs,
     said: Vec<u8>,
     /// Goes after the process has ended.
     _group: Option<Group>,
 }
 
 impl VmmProcess {
-    /// Takes over a child whose standard error is the other end of `stderr`, a pipe
-    /// that does not block.
-    pub(crate) fn new(child: Confined, stderr: PipeReader) -> Result<Self, Error> {
+    /// Takes over a child that writes to the other ends of `outputs`.
+    pub(crate) fn new(child: Confined, outputs: Outputs) -> Result<Self, Error> {
         let Confined {
             pid,
             confinement,
@@ -88,7 +135,7 @@ impl VmmProcess {
                 pidfd,
                 ended: None,
                 confinement,
-                stderr,
+                outputs,
                 said: Vec::new(),
                 _group: group,
             }),
@@ -107,12 +154,18 @@ impl VmmProcess {
     pub(crate) fn stderr(&mut self) -> String {
         let room = MAX_STDERR - self.said.len();
         // Whatever stops the reading, what was read before is what there is to tell.
-        let _ = Read::by_ref(&mut self.stderr)
+        let _ = Read::by_ref(&mut self.outputs.stderr)
             .take(room as u64)
             .read_to_end(&mut self.said);
-        let text = String::from_utf8_lossy(&self.said);
-        let printable = |c: char| if c.is_control() { ' ' } else { c };
-        text.trim().chars().map(printable).collect()
+        printable(&String::from_utf8_lossy(&self.said))
+    }
+
+    /// Says how a guest ended that ended by itself.
+    fn guest_exit(&mut self) -> Exit {
+        let mut said = Vec::new();
+        // As above; the pipe bounds it.
+        let _ = self.outputs.console.read_to_end(&mut said);
+        panicked(&String::from_utf8_lossy(&said)).unwrap_or(Exit::Guest)
     }
 
     pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
@@ -332,7 +385,7 @@ impl Vm {
             source,
         })?;
         let exit = match (status.code(), status.signal()) {
-            (Some(0), _) => Exit::Guest,
+            (Some(0), _) => self.process.guest_exit(),
             (Some(code), _) => Exit::Failed {
                 code,
                 stderr: self.process.stderr(),
@@ -385,5 +438,38 @@ impl Vm {
 impl AsFd for Vm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.process.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_found_in_what_the_kernel_said() {
+        let console = "[    1.2] BUG: something\r\n\
+            [    1.3] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\r\n\
+            [    1.3] CPU: 0 \x1b[31mred\r\n";
+        let Some(Exit::Panicked { reason, said }) = panicked(console) else {
+            panic!("it is one");
+        };
+        assert_eq!(reason, "Attempted to kill init! exitcode=0x0000000b");
+        assert!(said.starts_with("[    1.2] BUG"), "{said}");
+        assert!(said.ends_with("CPU: 0  [31mred"), "{said}");
+        for none in ["", "Kernel panic", "[ 1.2] all is well\n"] {
+            assert_eq!(panicked(none), None);
+        }
+    }
+
+    #[test]
+    fn what_a_hostile_kernel_says_is_bounded() {
+        for filler in ["x", "ü", "\n"] {
+            let noise = filler.repeat(20_000);
+            let text = format!("{noise}{PANIC}{noise}\nlast");
+            let Some(Exit::Panicked { reason, said }) = panicked(&text) else {
+                panic!("it is one");
+            };
+            assert!(reason.len() <= MAX_REASON && said.len() <= MAX_CONSOLE);
+        }
     }
 }

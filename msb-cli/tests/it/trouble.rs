@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use crate::lab::{
-    BUSYBOX, Kept, Lab, PYTHON, Run, alive, finish, image_layout, signal, text, until, wait,
+    BUSYBOX, Kept, Lab, PANIC, PYTHON, Run, alive, finish, image_layout, signal, text, until, wait,
 };
 
 /// Takes memory in steps of this many bytes until it is stopped.
@@ -138,4 +138,35 @@ fn a_machine_that_crashes_is_told_to_whom_it_concerns() {
     let told = kept.inspect();
     assert_eq!(told["failed"], true, "{told}");
     assert_eq!(told["reason"], "the VMM was killed by signal 9", "{told}");
+}
+
+#[test]
+fn a_kernel_that_panics_is_told_as_that() {
+    let lab = Lab::shared();
+    let kept = kept(&lab, "panic", &["--disk", "64M"], BUSYBOX);
+    let supervisor = kept.inspect()["supervisor_pid"].as_u64();
+    let supervisor = u32::try_from(supervisor.expect("it runs")).expect("a process id");
+    let run = kept.exec(&["sh", "-c", PANIC]);
+    assert_eq!(run.code, Some(125), "{run:?}");
+    let panic = "the guest's kernel panicked: Attempted to kill init!";
+    assert!(run.stderr.contains(panic), "{run:?}");
+    until("it is over", || !alive(supervisor));
+    let told = kept.inspect();
+    assert_eq!(
+        (&told["status"], &told["failed"]),
+        (&"stopped".into(), &true.into())
+    );
+    let reason = told["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with(panic), "{told}");
+    // Where it was, in the sandbox's folder.
+    let log = lab.home().join("sandboxes").join(&kept.name).join("log");
+    let log = std::fs::read_to_string(log).expect("a log");
+    assert!(log.contains("Kernel panic - not syncing"), "{log}");
+    // Next time it is as any other.
+    finish(&mut lab.msb(["start", &kept.name]), b"").success();
+    assert_eq!(kept.exec(&["echo", "ran"]).success(), "ran\n");
+    // One that root in the guest has ended is none.
+    let run = kept.exec(&["busybox", "reboot", "-f"]);
+    assert_eq!(run.code, Some(125), "{run:?}");
+    assert!(run.stderr.contains("the guest shut down"), "{run:?}");
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use msb_guest_agent::message::{self, AgentMessage, HostMessage, Trouble};
 use msb_guest_agent::wire::{Frame, FrameDecoder, Kind, StreamId};
+use msb_vmm::Exit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::AsyncReadExt;
@@ -287,7 +288,12 @@ fn end_machine(keeper: &Keeper, mut end: End) -> End {
     }
     keeper.give_up();
     // Once it is ending, nobody has it for long.
-    let exit = keeper.vm().wait().map(|exit| exit.to_string());
+    let exit = keeper.vm().wait();
+    if let Ok(Exit::Panicked { said, .. }) = &exit {
+        // Into the sandbox's log.
+        eprintln!("{said}");
+    }
+    let exit = exit.map(|exit| exit.to_string());
     if end.reason.is_empty() {
         end.reason = exit.unwrap_or_else(|error| error.to_string());
     }

@@ -1,13 +1,13 @@
 //! The sockets of a machine: one end of each is ours, the other the VMM's.
 
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeWriter};
 use std::os::unix::net::UnixStream;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::error::Error;
 use crate::machine::Machine;
-use crate::vm::Sockets;
+use crate::vm::{Outputs, Sockets};
 
 /// The VMM's ends.
 #[derive(Debug, Default)]
@@ -39,12 +39,20 @@ pub(super) fn make(machine: &Machine) -> Result<(Sockets, Theirs), Error> {
     Ok((ours, theirs))
 }
 
-/// Makes the pipe of a VMM's standard error, which neither side waits for.
-pub(super) fn stderr() -> Result<(PipeReader, PipeWriter), Error> {
-    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
-    let (ours, theirs) = pipe_with(flags).map_err(|error| Error::Os {
-        action: "make a pipe",
-        source: io::Error::from(error),
-    })?;
-    Ok((ours.into(), theirs.into()))
+/// Makes the pipes that a VMM writes to, neither side of which waits: ours, then its standard
+/// error and the console of its guest's kernel.
+pub(super) fn outputs() -> Result<(Outputs, PipeWriter, PipeWriter), Error> {
+    let pipe = || {
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        pipe_with(flags).map_err(|error| Error::Os {
+            action: "make a pipe",
+            source: io::Error::from(error),
+        })
+    };
+    let ((stderr, stderr_theirs), (console, console_theirs)) = (pipe()?, pipe()?);
+    let outputs = Outputs {
+        stderr: stderr.into(),
+        console: console.into(),
+    };
+    Ok((outputs, stderr_theirs.into(), console_theirs.into()))
 }

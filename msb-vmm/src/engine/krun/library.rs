@@ -28,6 +28,11 @@ const LOG_ERRORS: u32 = 1;
 const LOG_PLAIN: u32 = 2;
 const LOG_NO_ENVIRONMENT: u32 = 1;
 
+/// Descriptors of the serial port: it has no input, and its output is what the kernel says
+/// when it dies.
+const NONE: i32 = -1;
+const STDOUT: i32 = 1;
+
 /// The guest may receive long packets: its driver then takes frames as large as they
 /// come, for which it would otherwise have to know the card's MTU, which libkrun does
 /// not tell. None are ever sent to it in one piece with a header saying so, and none
@@ -55,6 +60,11 @@ pub(super) fn prepare(config: &RunnerConfig) -> Result<Prepared, Fault> {
     check("krun_disable_implicit_vsock", status)?;
     let status = krun::krun_disable_implicit_init(context);
     check("krun_disable_implicit_init", status)?;
+
+    // SAFETY: takes integers. Standard output was left to this process for this device alone,
+    // which owns it from here on; nothing else writes to it.
+    let status = unsafe { krun::krun_add_serial_console_default(context, NONE, STDOUT) };
+    check("krun_add_serial_console_default", status)?;
 
     let kernel = path(&config.kernel)?;
     let initramfs = path(&config.initramfs)?;

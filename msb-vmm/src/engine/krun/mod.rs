@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -97,7 +97,7 @@ impl Krun {
         control
             .set_read_timeout(Some(PATIENCE))
             .map_err(os("set up the control socket"))?;
-        let (stderr, stderr_theirs) = ends::stderr()?;
+        let (outputs, stderr, console) = ends::outputs()?;
         let sockets = theirs.ports.iter().chain(&theirs.network);
         let sockets = sockets.map(AsRawFd::as_raw_fd);
         let inherit = sockets.chain(machine.hold.as_ref().map(Hold::fd)).collect();
@@ -105,11 +105,11 @@ impl Krun {
         command
             .arg0(runner::ARGV0)
             .stdin(OwnedFd::from(control_theirs))
-            .stdout(Stdio::null())
-            .stderr(stderr_theirs);
+            .stdout(console)
+            .stderr(stderr);
         let child = confine::spawn(command, inherit, &self.grants(machine))
             .map_err(os("start the runner of libkrun"))?;
-        Ok((VmmProcess::new(child, stderr)?, control))
+        Ok((VmmProcess::new(child, outputs)?, control))
     }
 
     fn grants(&self, machine: &Machine) -> Grants {

@@ -71,6 +71,8 @@ pub(super) fn options(
         args.path("-initrd", &machine.initramfs);
         args.add("-append", cmdline::of(machine, platform.tsc()));
     }
+    // The kernel's last words go to standard output; its input is empty.
+    args.add("-chardev", "stdio,id=kernel,signal=off");
     args.add("-chardev", format!("socket,id=control,fd={}", fds.control));
     args.add("-mon", "chardev=control,mode=control");
     args.add("-device", console());
@@ -130,7 +132,7 @@ fn board(machine: &Machine, platform: &Platform) -> Vec<String> {
         Platform::Kvm => ("kvm", "host"),
         Platform::Tcg { .. } => ("tcg", TCG_CPU),
     };
-    let board = "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=off,x-option-roms=off,\
+    let board = "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,\
                  auto-kernel-cmdline=on,memory-backend=ram";
     let words = [
         "-nodefaults",
@@ -139,7 +141,7 @@ fn board(machine: &Machine, platform: &Platform) -> Vec<String> {
         "-display",
         "none",
         "-serial",
-        "none",
+        "chardev:kernel",
         "-monitor",
         "none",
         "-sandbox",

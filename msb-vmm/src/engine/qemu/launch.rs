@@ -40,7 +40,7 @@ pub(super) fn launch(
     let os = |action: &'static str| move |source: io::Error| Error::Os { action, source };
     let (control, control_theirs) = UnixStream::pair().map_err(os("make a socket pair"))?;
     let (ours, theirs) = ends::make(machine)?;
-    let (stderr, stderr_theirs) = ends::stderr()?;
+    let (outputs, stderr, console) = ends::outputs()?;
 
     let fds = Descriptors {
         control: control_theirs.as_raw_fd(),
@@ -62,14 +62,11 @@ pub(super) fn launch(
 
     let mut command = Command::new(qemu.program());
     command.args(args::options(machine, platform, origin, &fds));
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(stderr_theirs);
+    command.stdin(Stdio::null()).stdout(console).stderr(stderr);
     let grants = grants::of(qemu, machine, origin);
     let child =
         confine::spawn(command, inherit, &grants).map_err(os("start qemu-system-x86_64"))?;
-    let process = VmmProcess::new(child, stderr)?;
+    let process = VmmProcess::new(child, outputs)?;
     let qmp = Connection::new(control, Instant::now() + PATIENCE)
         .map_err(os("set up the control socket"))?;
     Ok(Launched {
