@@ -463,12 +463,19 @@ impl SandboxHandle {
     /// Removes it with its disk.
     ///
     /// # Errors
-    /// [`Error::NameTaken`] while it runs.
+    /// [`Error::NameTaken`] while it runs, [`Error::NewerState`] for one that only a newer
+    /// version knows how to remove.
     pub async fn remove(&self) -> Result<(), Error> {
         let this = self.clone();
         blocking(move || {
             let dir = SandboxDir::open(&this.home, &this.name)?;
             let path = dir.path().to_owned();
+            // It may have more than this folder. One that is only damaged is removed.
+            let newer = [Record::read(&path).err(), State::read(&path).err()];
+            let is_newer = |error: &Error| matches!(error, Error::NewerState { .. });
+            if let Some(error) = newer.into_iter().flatten().find(is_newer) {
+                return Err(error);
+            }
             dir.remove()
                 .map_err(|source| Error::Home { path, source })?;
             // Its image may have been kept for it alone. What can't be freed now is freed by

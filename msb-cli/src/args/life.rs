@@ -90,7 +90,7 @@ pub(crate) struct ExecArgs {
 /// Arguments of `msb cp`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Into a folder that exists the copy goes under its own name. Permissions, times, symlinks and holes are
+Into a folder that exists the copy goes under its own name; what is in FOLDER/. goes there itself. Permissions, times, symlinks and holes are
 kept. What a guest made is not trusted: devices and set-user-id bits do not get out.
 
 Examples:

@@ -12,7 +12,12 @@ use crate::{Failure, terminal};
 /// One side of a copy.
 enum Place {
     Host(PathBuf),
-    Guest { name: String, path: PathBuf },
+    Guest {
+        name: String,
+        path: PathBuf,
+    },
+    /// Standard input or output, with other tools.
+    Archive,
 }
 
 impl Place {
@@ -20,6 +25,9 @@ impl Place {
     fn of(word: &OsStr) -> Self {
         let bytes = word.as_bytes();
         let colon = bytes.iter().position(|byte| matches!(byte, b':' | b'/'));
+        if bytes == b"-" {
+            return Self::Archive;
+        }
         match colon.map(|at| (&bytes[..at], bytes[at], &bytes[at + 1..])) {
             Some((name, b':', path)) if !name.is_empty() => Self::Guest {
                 name: String::from_utf8_lossy(name).into_owned(),
@@ -38,13 +46,23 @@ pub(crate) async fn run(args: CpArgs) -> Result<u8, Failure> {
             let sandbox = Sandbox::get(&name).await?.connect().await?;
             let fs = sandbox.fs();
             let there = fs.stat(&path).await.is_ok_and(|known| known.is_dir());
-            fs.copy_in(&from, into(path, &from, there)?).await?
+            fs.copy_in(plain(&from), into(path, &from, there)?).await?
         }
         (Place::Guest { name, path }, Place::Host(to)) => {
             let sandbox = Sandbox::get(&name).await?.connect().await?;
             let there = to.is_dir();
             let to = into(to, &path, there)?;
-            sandbox.fs().copy_out(&path, to).await?
+            sandbox.fs().copy_out(plain(&path), to).await?
+        }
+        (Place::Archive, _) | (_, Place::Archive) => {
+            return Err(Failure::Usage {
+                message: "archives are neither read nor written; the file of that name is ./-"
+                    .into(),
+                hint: Some(
+                    "msb exec NAME -- tar c PATH | tar x, or tar c PATH | msb exec NAME -- tar x"
+                        .into(),
+                ),
+            });
         }
         _ => {
             return Err(Failure::Usage {
@@ -57,9 +75,11 @@ pub(crate) async fn run(args: CpArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Where a copy of `from` goes: into a folder that is there, or to the name itself.
+/// Where a copy of `from` goes: into a folder that is there, or to the name itself. What is in a
+/// folder, `FOLDER/.`, goes to the name itself in either case.
 fn into(to: PathBuf, from: &Path, there: bool) -> Result<PathBuf, Failure> {
-    if !there {
+    let bytes = from.as_os_str().as_bytes();
+    if !there || bytes == b"." || bytes.ends_with(b"/.") {
         return Ok(to);
     }
     match from.file_name() {
@@ -73,6 +93,11 @@ fn into(to: PathBuf, from: &Path, there: bool) -> Result<PathBuf, Failure> {
             hint: Some("name a place that does not exist yet".into()),
         }),
     }
+}
+
+/// A path without `.` at its end, which is no name.
+fn plain(path: &Path) -> PathBuf {
+    path.components().collect()
 }
 
 /// Tells on standard error what was not copied. A guest chose the names.

@@ -8,12 +8,12 @@ use std::time::SystemTime;
 use msb_sdk::{Home, Image, Images};
 use serde_json::{Value, json};
 
-use crate::Failure;
 use crate::args::{FormatArg, ImageArgs, ImageCommand};
 use crate::progress::Display;
 use crate::size::human;
 use crate::table::{self, age};
 use crate::terminal;
+use crate::{Failure, report};
 
 /// How much of a digest tells images apart for people.
 const SHORT_DIGEST: usize = "sha256:".len() + 12;
@@ -32,14 +32,25 @@ pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
             force,
             images: references,
         } => {
+            let mut code = 0;
             for reference in &references {
                 let freed = if force {
-                    images.remove_needed(reference).await?
+                    images.remove_needed(reference).await
                 } else {
-                    images.remove(reference).await?
+                    images.remove(reference).await
                 };
-                terminal::say(&format!("removed {reference}, {} freed", human(freed)))?;
+                match freed {
+                    Ok(freed) => {
+                        terminal::say(&format!("removed {reference}, {} freed", human(freed)))?;
+                    }
+                    Err(error) => {
+                        let failure = error.into();
+                        report(&failure);
+                        code = failure.exit_code();
+                    }
+                }
             }
+            return Ok(code);
         }
         ImageCommand::Inspect { images: references } => {
             let mut list = Vec::new();

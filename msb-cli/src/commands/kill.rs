@@ -2,14 +2,12 @@
 
 use msb_sdk::Sandbox;
 
+use super::each;
+use crate::Failure;
 use crate::args::NamesArgs;
-use crate::{Failure, terminal};
 
 /// Ends sandboxes at once and prints their names.
 pub(crate) async fn run(args: NamesArgs) -> Result<u8, Failure> {
-    for name in &args.names {
-        Sandbox::get(name).await?.kill().await?;
-        terminal::say(name)?;
-    }
-    Ok(0)
+    let kill = async |name: &str| Ok(Sandbox::get(name).await?.kill().await?);
+    each(&args.names, kill).await
 }

@@ -2,23 +2,18 @@
 
 use msb_sdk::Sandbox;
 
+use super::each;
+use crate::Failure;
 use crate::args::NamesArgs;
-use crate::{Failure, terminal};
 
 /// Holds sandboxes and prints their names.
 pub(crate) async fn pause(args: NamesArgs) -> Result<u8, Failure> {
-    for name in &args.names {
-        Sandbox::get(name).await?.connect().await?.pause().await?;
-        terminal::say(name)?;
-    }
-    Ok(0)
+    let pause = async |name: &str| Ok(Sandbox::get(name).await?.connect().await?.pause().await?);
+    each(&args.names, pause).await
 }
 
 /// Lets sandboxes go on and prints their names.
 pub(crate) async fn resume(args: NamesArgs) -> Result<u8, Failure> {
-    for name in &args.names {
-        Sandbox::get(name).await?.connect().await?.resume().await?;
-        terminal::say(name)?;
-    }
-    Ok(0)
+    let resume = async |name: &str| Ok(Sandbox::get(name).await?.connect().await?.resume().await?);
+    each(&args.names, resume).await
 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use msb_sdk::{Error, Sandbox};
 
+use super::each;
 use crate::args::RestartArgs;
-use crate::{Failure, secret, terminal};
+use crate::{Failure, secret};
 
 /// Stops sandboxes, if they run, starts them, and prints their names.
 pub(crate) async fn run(args: RestartArgs) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.time.into());
     let values = secret::values(&args.secret)?;
-    for name in &args.names {
+    let restart = async |name: &str| {
         let sandbox = Sandbox::get(name).await?;
         // One that could not be started again goes on instead.
         sandbox.check_secrets(values.iter().cloned()).await?;
@@ -20,7 +21,7 @@ pub(crate) async fn run(args: RestartArgs) -> Result<u8, Failure> {
             Err(error) => return Err(error.into()),
         }
         sandbox.start_with(values.iter().cloned()).await?;
-        terminal::say(name)?;
-    }
-    Ok(0)
+        Ok(())
+    };
+    each(&args.names, restart).await
 }

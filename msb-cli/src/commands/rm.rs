@@ -2,16 +2,16 @@
 
 use msb_sdk::{Error, Sandbox};
 
+use super::each;
+use crate::Failure;
 use crate::args::RmArgs;
-use crate::{Failure, terminal};
 
 /// Removes sandboxes and prints their names.
 pub(crate) async fn run(args: RmArgs) -> Result<u8, Failure> {
-    for name in &args.names {
-        remove(name, args.force).await?;
-        terminal::say(name)?;
-    }
-    Ok(0)
+    each(&args.names, async |name: &str| {
+        remove(name, args.force).await
+    })
+    .await
 }
 
 async fn remove(name: &str, force: bool) -> Result<(), Failure> {

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use msb_sdk::Sandbox;
+use msb_sdk::{Error, Sandbox};
 
+use super::each;
+use crate::Failure;
 use crate::args::StopArgs;
-use crate::{Failure, terminal};
 
-/// Stops sandboxes and prints their names.
+/// Stops sandboxes and prints their names. As with other tools, one that does not run is fine.
 pub(crate) async fn run(args: StopArgs) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.time.into());
-    for name in &args.names {
-        Sandbox::get(name).await?.stop_within(grace).await?;
-        terminal::say(name)?;
-    }
-    Ok(0)
+    let stop = async |name: &str| match Sandbox::get(name).await?.stop_within(grace).await {
+        Ok(()) | Err(Error::NotRunning { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    each(&args.names, stop).await
 }

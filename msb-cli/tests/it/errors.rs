@@ -227,3 +227,37 @@ fn a_reader_that_is_gone_is_no_failure() {
         .expect("msb runs");
     assert_eq!(output.status.code(), Some(125));
 }
+
+#[test]
+fn one_name_that_is_wrong_keeps_no_other_from_its_turn() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    msb(&["create", "-q", "--name", "app", BUSYBOX]).success();
+    let steps = [
+        &["stop", "-t", "0"][..],
+        &["start"],
+        &["restart", "-t", "0"],
+        &["pause"],
+        &["resume"],
+        &["kill"],
+        &["rm"],
+    ];
+    for step in steps {
+        let run = msb(&[step, &["none", "app"]].concat());
+        assert_eq!(
+            (run.code, run.stdout.as_str()),
+            (Some(125), "app\n"),
+            "{step:?}: {run:?}"
+        );
+        let none =
+            "msb: there is no sandbox named \"none\"\nhint: `msb ls` lists those that there are\n";
+        assert_eq!(run.stderr, none, "{step:?}");
+    }
+    let run = msb(&["image", "rm", "localhost/none:1", BUSYBOX]);
+    assert_eq!(run.code, Some(125), "{run:?}");
+    assert!(
+        run.stderr.contains("localhost/none:1") && run.stdout.contains(BUSYBOX),
+        "{run:?}"
+    );
+}
