@@ -1,5 +1,6 @@
 //! What the tests stand on: a home folder, images, and ways to run `msb`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -12,6 +13,12 @@ pub(crate) const BUSYBOX: &str = "localhost/busybox:test";
 
 /// The Debian and python3 image's name.
 pub(crate) const PYTHON: &str = "localhost/python:test";
+
+/// A script that ends the guest's first process by writing over its program: the kernel can't
+/// go on without it.
+pub(crate) const PANIC: &str = "for map in $(grep ' r-xp ' /proc/1/maps | cut -d- -f1); do
+    dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$((0x$map / 4096)) count=400 conv=notrunc
+    done 2>/dev/null; while :; do echo; sleep 1; done";
 
 /// No test waits longer for anything. A bound against hangs, not a measure.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -214,6 +221,46 @@ pub(crate) fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(
         |stat| !matches!(stat.rsplit(") ").next(), Some(rest) if rest.starts_with(['Z', 'X'])),
     )
+}
+
+/// Everything below a home, but for what comes and goes with its use: templates, and the files
+/// that are locked while a layer is fetched or removed.
+pub(crate) fn files(home: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(home).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.ends_with("blobs/locks") {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != "templates" {
+            found.extend(files(&path));
+        }
+        found.insert(path);
+    }
+    found
+}
+
+/// Processes that have something of the folder open, or in their command line.
+pub(crate) fn processes(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if pid.parse::<u32>().is_err() || pid == std::process::id().to_string() {
+            continue;
+        }
+        let words = text(&std::fs::read(entry.path().join("cmdline")).unwrap_or_default());
+        let open = std::fs::read_dir(entry.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut open = open.filter_map(|file| std::fs::read_link(file.path()).ok());
+        if words.contains(&folder.display().to_string())
+            || open.any(|file| file.starts_with(folder))
+        {
+            found.push(format!("{pid}: {}", words.replace('\0', " ")));
+        }
+    }
+    found
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

@@ -5,6 +5,8 @@
 
 mod attacks;
 mod clients;
+mod copies;
+mod dozen;
 mod errors;
 mod file;
 mod forks;
@@ -19,7 +21,9 @@ mod outside;
 mod run;
 mod sdk;
 mod secrets;
+mod service;
 mod state;
+mod stress;
 mod surface;
 mod terminal;
 mod tmux;

@@ -6,14 +6,14 @@ use std::process::Command;
 use crate::lab::{BUSYBOX, Kept, Lab, finish, text, until};
 
 /// A terminal whose screen can be read. Its processes end with it.
-struct Screen<'a> {
+pub(crate) struct Screen<'a> {
     lab: &'a Lab,
     dir: tempfile::TempDir,
 }
 
 impl<'a> Screen<'a> {
     /// A shell of this host on a screen of 100 by 30.
-    fn open(lab: &'a Lab) -> Self {
+    pub(crate) fn open(lab: &'a Lab) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let screen = Self { lab, dir };
         screen.tmux(&[
@@ -68,7 +68,7 @@ impl<'a> Screen<'a> {
 
     /// Waits until a line of the screen begins with this text.
     #[track_caller]
-    fn sees(&self, text: &str) {
+    pub(crate) fn sees(&self, text: &str) {
         until(&format!("the screen shows {text:?}"), || {
             self.shown()
                 .lines()
@@ -77,7 +77,7 @@ impl<'a> Screen<'a> {
     }
 
     /// Enters the sandbox.
-    fn enter(&self, command: &str) {
+    pub(crate) fn enter(&self, command: &str) {
         self.types(&format!("{} {command}", env!("CARGO_BIN_EXE_msb")));
     }
 }

@@ -1,7 +1,10 @@
 //! `msb metrics`, `msb top`, `msb events`, and bounds of programs.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::lab::{BUSYBOX, Lab, finish, signal, until};
 
@@ -220,4 +223,51 @@ fn events_are_told_as_they_come() {
         matches!(all.try_wait(), Ok(Some(_)))
     });
     assert_eq!(all.wait().expect("wait").code(), Some(0));
+}
+
+/// One whose supervisor lets nobody in, and one whose supervisor says nothing: others are told
+/// of all the same, and neither is asked over and over.
+#[test]
+fn who_does_not_answer_keeps_nobody_from_hearing() {
+    let lab = Lab::empty();
+    lab.import("busybox", BUSYBOX);
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut locks = Vec::new();
+    for name in ["closed", "silent"] {
+        msb(&["create", "-q", "--disk", "64M", "--name", name, BUSYBOX]).success();
+        msb(&["stop", "-t", "0", name]).success();
+        // In the place of its supervisor.
+        let folder = lab.home().join("sandboxes").join(name);
+        let lock = std::fs::File::open(folder.join("lock")).expect("a lock");
+        lock.lock().expect("nobody else has it");
+        locks.push(lock);
+        let socket = UnixListener::bind(folder.join("control")).expect("bind");
+        let asked = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for client in socket.incoming() {
+                asked.fetch_add(1, Ordering::Relaxed);
+                kept.extend(client.ok().filter(|_| name == "silent"));
+            }
+        });
+    }
+    let mut events = Background::new(
+        lab.msb(["events", "--type", "life"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null()),
+    );
+    let mut lines = BufReader::new(events.0.stdout.take().expect("stdout"));
+    until("both were asked", || asked.load(Ordering::Relaxed) >= 2);
+    let mut seen = String::new();
+    for _ in 0..3 {
+        msb(&["run", "-q", "--rm", "--name", "app", BUSYBOX, "--", "true"]).success();
+    }
+    while seen.matches("app removed\n").count() < 3 {
+        assert!(lines.read_line(&mut seen).expect("a line") > 0, "{seen}");
+    }
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(asked <= 4, "asked {asked} times");
+    drop(locks);
+    msb(&["rm", "-f", "closed", "silent"]).success();
 }

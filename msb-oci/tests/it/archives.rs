@@ -312,9 +312,10 @@ fn images_without_a_name_of_their_own_are_told() {
     let store = tempfile::tempdir().unwrap();
     let store = Store::open(store.path()).unwrap();
     let told = Mutex::new(Vec::new());
-    let note = |event| match event {
-        PullEvent::LeftOut { digest, tag } => told.lock().unwrap().push((digest.to_string(), tag)),
-        _ => {}
+    let note = |event| {
+        if let PullEvent::LeftOut { digest, tag } = event {
+            told.lock().unwrap().push((digest.to_string(), tag));
+        }
     };
     let loaded = store.load(directory.path(), &PullOptions::default(), &note);
     let loaded = loaded.unwrap();

@@ -16,6 +16,7 @@ mod lab;
 mod patches;
 mod program;
 mod sessions;
+mod takeover;
 mod trees;
 mod watching;
 #[path = "../../examples/worker.rs"]
@@ -57,6 +58,7 @@ tests! {
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
     program: the_program_that_people_write, the_example_runs_as_it_stands;
     sessions: a_program_goes_on_while_nobody_listens, memory_that_ran_out_is_an_error_of_its_own;
+    takeover: what_it_says_of_trouble_is_checked, bytes_that_are_no_frames_end_it;
     trees: a_tree_goes_in_and_comes_out, a_hostile_tree_stays_in_its_place,
         a_copy_that_is_too_large_is_removed;
     watching: a_load_changes_the_figures, a_paused_sandbox_has_the_hosts_figures_only,
