@@ -43,7 +43,7 @@ const NEED_QEMU: [&str; 3] = ["template::", "snapshot::", "network::a_copy_has"]
 const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Lines of the log that are shown when the lab fails.
-const TAIL_LINES: usize = 60;
+const TAIL_LINES: usize = 150;
 
 /// Size of the outer root, sparse: programs, libraries, an image, and room.
 const ROOT_SIZE: &str = "768M";
