@@ -110,13 +110,17 @@ impl Archive {
                 names.extend(named.into_iter().filter_map(|variant| variant.name));
             }
         } else if let Some(json) = self.document("manifest.json", MAX_MANIFEST)? {
-            let images = self.docker_images(&json)?;
-            names.extend(
-                images
-                    .into_iter()
-                    .filter_map(|image| image.repo_tags)
-                    .flatten(),
-            );
+            for image in self.docker_images(&json)? {
+                let tags = image.repo_tags.unwrap_or_default();
+                if tags.is_empty() {
+                    let config = self.document(&image.config, MAX_CONFIG)?;
+                    nameless.extend(config.map(|config| (Digest::of(&config), None)));
+                }
+                names.extend(tags);
+                if names.len().max(nameless.len()) > MAX_NAMES {
+                    break;
+                }
+            }
         }
         let names: BTreeSet<String> = names.into_iter().collect();
         if names.len().max(nameless.len()) > MAX_NAMES {

@@ -10,17 +10,19 @@ use super::layout::{self, Layout, METADATA, RECORD, ROOT_DISK};
 use super::record::{self, ImageRecord};
 use crate::erofs::{self, Device};
 use crate::fetch::Plan;
-use crate::ingest::Layer;
+use crate::ingest::{Budget, Layer};
 use crate::layer::{BLOCK, LayerIndex};
 use crate::tree::Tree;
 use crate::vmdk::{self, VmdkExtent};
 use crate::{Digest, Error, Result};
 
-/// Makes the image of a plan whose layers are in the store.
+/// Makes the image of a plan whose layers are in the store. Its metadata count, too: many
+/// images can share a layer of nothing but names.
 pub(crate) fn assemble(
     layout: &Layout,
     plan: &Plan,
     indexes: &HashMap<Digest, LayerIndex>,
+    budget: &Budget,
 ) -> Result<()> {
     let mut layers = Vec::with_capacity(plan.layers.len());
     for layer in &plan.layers {
@@ -50,6 +52,12 @@ pub(crate) fn assemble(
     let path = directory.path();
     let metadata_path = path.join(METADATA);
     let (metadata, metadata_bytes) = write_metadata(&metadata_path, &tree, &devices, plan)?;
+    budget
+        .spend(metadata_bytes)
+        .map_err(|reason| Error::BadImage {
+            what: "the root file system".to_owned(),
+            reason: reason.to_string(),
+        })?;
     let mut extents = vec![VmdkExtent {
         path: METADATA.to_owned(),
         bytes: metadata_bytes,

@@ -304,7 +304,7 @@ impl Store {
             self.layout.is_complete(digest) && record::read_image(&self.layout, digest).is_ok();
         if !known {
             events(PullEvent::Indexing);
-            assemble::assemble(&self.layout, plan, &fetched.indexes)?;
+            assemble::assemble(&self.layout, plan, &fetched.indexes, budget)?;
         }
         let replaced = record::write_reference(&self.layout, reference, digest)?;
         let image = self.get(reference)?.ok_or_else(|| Error::NotInStore {

@@ -294,6 +294,35 @@ fn images_of_one_archive_have_one_budget() {
 }
 
 #[test]
+fn what_is_made_of_shared_layers_costs_each_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..2000).map(|at| format!("{at:090}")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (&**name, &b""[..])).collect();
+    let shared = tar(&files);
+    let image = |name: &str| {
+        let own = tar(&[(name, b"")]);
+        TestImage::new(&[(gzip(&shared), shared.clone()), (gzip(&own), own)])
+    };
+    let images: Vec<TestImage> = ["a", "b", "c", "d"].map(image).into();
+    let name = |at: usize| format!(r#""{CONTAINERD_NAME}":"localhost/{at}:1""#);
+    let names: Vec<String> = (0..4).map(name).collect();
+    let entries = images.iter().zip(&names);
+    let entries: Vec<_> = entries.map(|(image, name)| (image, &**name)).collect();
+    layout_of(directory.path(), &entries);
+    let load = |bytes: usize| {
+        let store = tempfile::tempdir().unwrap();
+        let mut options = PullOptions::default();
+        options.limits.image_bytes = bytes as u64;
+        let store = Store::open(store.path()).unwrap();
+        store.load(directory.path(), &options, &|_| {})
+    };
+    assert_eq!(load(shared.len() + (4 << 20)).unwrap().len(), 4);
+    // Room for all layers, and for what is written about two images or so.
+    let error = load(shared.len() + (1 << 20)).unwrap_err().to_string();
+    assert!(error.contains("the root file system"), "{error}");
+}
+
+#[test]
 fn images_without_a_name_of_their_own_are_told() {
     let directory = tempfile::tempdir().unwrap();
     let [named, tagged, nameless] =
