@@ -46,13 +46,13 @@ pub(crate) async fn run(args: CpArgs) -> Result<u8, Failure> {
             let sandbox = Sandbox::get(&name).await?.connect().await?;
             let fs = sandbox.fs();
             let there = fs.stat(&path).await.is_ok_and(|known| known.is_dir());
-            fs.copy_in(plain(&from), into(path, &from, there)?).await?
+            fs.copy_in(&from, into(path, &from, there)?).await?
         }
         (Place::Guest { name, path }, Place::Host(to)) => {
             let sandbox = Sandbox::get(&name).await?.connect().await?;
             let there = to.is_dir();
             let to = into(to, &path, there)?;
-            sandbox.fs().copy_out(plain(&path), to).await?
+            sandbox.fs().copy_out(&path, to).await?
         }
         (Place::Archive, _) | (_, Place::Archive) => {
             return Err(Failure::Usage {
@@ -93,11 +93,6 @@ fn into(to: PathBuf, from: &Path, there: bool) -> Result<PathBuf, Failure> {
             hint: Some("name a place that does not exist yet".into()),
         }),
     }
-}
-
-/// A path without `.` at its end, which is no name.
-fn plain(path: &Path) -> PathBuf {
-    path.components().collect()
 }
 
 /// Tells on standard error what was not copied. A guest chose the names.

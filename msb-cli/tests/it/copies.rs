@@ -174,8 +174,16 @@ fn a_tree_that_changes_while_it_is_copied_stays_in_its_place() {
         assert_eq!(fs::read_dir(&victim).expect("a folder").count(), 1);
     }
     println!("{whole} of 10 copies are whole");
+    assert_eq!(change.try_wait().expect("wait"), None, "it still changes");
     change.kill().expect("kill");
     change.wait().expect("wait");
+    // Once nothing changes any more, or only a symlink is in the place of a folder for good.
+    let target = host.path().join("target-last");
+    until("a copy is whole", || {
+        let mut cp = lab.msb(["cp"]);
+        finish(cp.arg(kept.guest("/t")).arg(&target), b"").code == Some(0)
+    });
+    assert_eq!(fs::read(target.join("quiet1/1")).expect("a file"), b"good");
     let mut names: Vec<_> = fs::read_dir(host.path())
         .expect("a folder")
         .map(|entry| entry.expect("an entry").file_name())
@@ -214,6 +222,27 @@ fn a_place_with_points_in_it_is_one_of_the_guest() {
     );
     kept.cp(host.path().join("."), kept.guest("/root/some"));
     assert_eq!(kept.sh("cat /root/some/out"), "in");
+    // Also where a link leads, but never as a link.
+    kept.sh("ln -s /root/some /root/link; ln -s /root/file /root/other");
+    let new = host.path().join("new");
+    kept.cp(kept.guest("/root/link/."), &new);
+    assert!(!new.is_symlink() && new.join("thing").is_file());
+    kept.cp(kept.guest("/root/link"), host.path().join("link"));
+    assert!(host.path().join("link").is_symlink());
+    std::os::unix::fs::symlink(&new, host.path().join("here")).expect("a link");
+    kept.cp(host.path().join("here/."), kept.guest("/root/there"));
+    assert_eq!(
+        kept.sh("test ! -L /root/there && cat /root/there/thing"),
+        "in it\n"
+    );
+    let mut cp = lab.msb(["cp"]);
+    let run = finish(
+        cp.arg(kept.guest("/root/other/."))
+            .arg(host.path().join("none")),
+        b"",
+    );
+    assert_eq!(run.code, Some(125), "{run:?}");
+    assert!(!host.path().join("none").exists(), "{run:?}");
     // Other tools write an archive to it.
     for places in [
         [kept.guest("/root/file"), "-".into()],

@@ -322,6 +322,11 @@ fn a_kept_sandbox_is_given_its_secrets_again() {
     let restart = ["restart", "-t", "1", "--secret", "TOKEN=stdin", &name];
     msb(&restart, VALUE).success();
     assert!(ask().starts_with("a.example 200"));
+    // Who gives a value is not told that it was taken when it was not.
+    let running = msb(&["start", "--secret", "TOKEN=stdin", &name], VALUE);
+    assert_eq!(running.code, Some(125), "{running:?}");
+    assert!(running.stderr.contains("msb restart"), "{running:?}");
+    msb(&["start", &name], "").success();
     msb(&["stop", "-t", "1", &name], "").success();
 
     let refused = msb(&["start", &name], "");

@@ -126,8 +126,11 @@ impl<'a> Packer<'a> {
             Ok((folder, entries, stat))
         });
         let (folder, entries, stat) = opened.map_err(|errno| self.place.fails(bytes, errno))?;
+        // The first entry's name is for who unpacks it to say; a folder that was opened as itself
+        // has none.
+        let called: &[u8] = if bytes == b"." { b"tree" } else { bytes };
         self.record(&TreeRecord::Enter {
-            name: bytes.into(),
+            name: called.into(),
             metadata: metadata(&stat),
         })?;
         self.place.enter(bytes);

@@ -14,6 +14,7 @@ fn options() -> UnpackOptions {
     UnpackOptions {
         permissions: 0o777,
         owner: None,
+        folder: false,
         max_bytes: 1 << 20,
         max_entries: 1000,
     }
@@ -164,6 +165,17 @@ fn a_single_file_takes_the_targets_name() {
 }
 
 #[test]
+fn a_folder_is_packed_as_itself() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("file"), "in it").unwrap();
+    let tree = pack(from.path(), ".").unwrap();
+    unpack(to.path(), "new", &tree, options()).unwrap();
+    assert_eq!(fs::read(to.path().join("new/file")).unwrap(), b"in it");
+    unpack(to.path(), ".", &tree, options()).unwrap();
+    assert_eq!(fs::read(to.path().join("file")).unwrap(), b"in it");
+}
+
+#[test]
 fn symlinks_that_a_tree_brings_lead_it_nowhere() {
     let dir = tempfile::tempdir().unwrap();
     let outside = dir.path().join("outside");
@@ -294,6 +306,23 @@ fn bounds_hold() {
         fault(unpack(dir.path(), "t", &tree, options())),
         FileFault::BadTree(_)
     ));
+}
+
+#[test]
+fn where_a_folder_is_wanted_nothing_else_is_made() {
+    let wanted = UnpackOptions {
+        folder: true,
+        ..options()
+    };
+    let target = tempfile::tempdir().unwrap();
+    for other in [link_to("x", "/etc"), file("x", 0o644, 0)] {
+        let refused = unpack(target.path(), "new", &records(&[other]), wanted.clone());
+        assert_eq!(fault(refused), rustix::io::Errno::NOTDIR.into());
+        assert!(!target.path().join("new").is_symlink() && !target.path().join("new").exists());
+    }
+    let inside = [enter("x"), link_to("y", "/etc"), TreeRecord::Leave];
+    unpack(target.path(), "new", &records(&inside), wanted).unwrap();
+    assert!(target.path().join("new/y").is_symlink());
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct UnpackOptions {
     pub permissions: u32,
     /// Who owns what is made; whoever makes it when `None`.
     pub owner: Option<(u32, u32)>,
+    /// The tree is a folder, and nothing else is made.
+    pub folder: bool,
     /// Most bytes of content.
     pub max_bytes: u64,
     /// Most entries.
@@ -108,6 +110,10 @@ impl Unpacker {
         if self.report.entries > self.options.max_entries {
             let most = format!("more than {} entries", self.options.max_entries);
             return Err(self.place.fails(b"", FileFault::TooMuch(most)));
+        }
+        let is_folder = matches!(record, TreeRecord::Enter { .. });
+        if self.options.folder && self.levels.is_empty() && !is_folder {
+            return Err(self.place.fails(b"", Errno::NOTDIR));
         }
         match record {
             TreeRecord::Enter { name, metadata } => {

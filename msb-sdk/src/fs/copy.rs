@@ -116,7 +116,8 @@ impl Fs {
     ///
     /// Devices, sockets and named pipes are left out and reported. Permissions, times, symlinks, hard links and holes are kept; owners are not: it
     /// belongs to root, or to the user of [`Fs::as_user`]. A folder that is there stays
-    /// and keeps what the copy does not have; a file is replaced.
+    /// and keeps what the copy does not have; a file is replaced. A symlink is copied as one;
+    /// `LINK/.` is the folder that it leads to.
     ///
     /// # Errors
     /// [`Error::File`] for the guest's side, [`Error::HostFile`] for the host's.
@@ -139,7 +140,7 @@ impl Fs {
         options: CopyOptions,
     ) -> Result<CopyReport, Error> {
         let (from, to) = (from.as_ref(), to.as_ref());
-        let (folder, name) = host_entry(from)?;
+        let (folder, name) = host_tree(from)?;
         let operation = Op::Unpack {
             path: bytes(to),
             owner: options.owner,
@@ -171,7 +172,7 @@ impl Fs {
     /// The guest's tree is not trusted. Nothing is written outside of `to`, whatever symlinks
     /// the tree has or finds there; devices, sockets and named pipes are left out and
     /// reported; set-user-id, set-group-id and sticky bits are dropped; everything belongs to
-    /// the caller. Symlinks are copied as they are: whoever follows one afterwards goes where
+    /// the caller. What is asked for as `FOLDER/.` is a folder, or the copy fails. Symlinks are copied as they are: whoever follows one afterwards goes where
     /// it says. When the copy fails, what it has made is removed, unless `to` was there
     /// before.
     ///
@@ -203,6 +204,7 @@ impl Fs {
         let options = UnpackOptions {
             permissions: 0o777,
             owner: None,
+            folder: is_content(from),
             max_bytes: options.max_bytes,
             max_entries: options.max_entries,
         };
@@ -275,6 +277,24 @@ fn clear(target: &Path) {
     } else {
         fs::remove_file(target)
     };
+}
+
+/// Whether a path means what is in a folder, and nothing else.
+fn is_content(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes == b"." || bytes.ends_with(b"/.")
+}
+
+/// Where a tree of the host begins, as [`host_entry`].
+fn host_tree(path: &Path) -> Result<(OwnedFd, CString), Error> {
+    if !is_content(path) {
+        return host_entry(path);
+    }
+    let folder = File::open(path).map_err(|error| Error::HostFile {
+        path: path.to_owned(),
+        fault: FileFault::from(&error),
+    })?;
+    Ok((folder.into(), c".".into()))
 }
 
 /// The folder that a path of the host is in, and its last name.

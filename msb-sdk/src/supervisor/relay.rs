@@ -10,7 +10,7 @@
 //! Both sides are checked: the guest's control frames stop here, and bytes that are no
 //! frames end the sandbox, or the client's connection.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::sync::Arc;
@@ -290,8 +290,8 @@ fn end_machine(keeper: &Keeper, mut end: End) -> End {
     // Once it is ending, nobody has it for long.
     let exit = keeper.vm().wait();
     if let Ok(Exit::Panicked { said, .. }) = &exit {
-        // Into the sandbox's log.
-        eprintln!("{said}");
+        // Into the sandbox's log, if the disk has room for it.
+        let _ = writeln!(io::stderr(), "{said}");
     }
     let exit = exit.map(|exit| exit.to_string());
     if end.reason.is_empty() {

@@ -80,6 +80,9 @@ pub(crate) async fn what_it_says_of_trouble_is_checked() -> anyhow::Result<()> {
         said.extend_from_slice(&control(&killed(b"again"))?);
     }
     say(&sandbox, &said).await?;
+    assert!(sandbox.exec("true", [""; 0]).await?.status().success());
+    let troubles = handle.status().await?.troubles;
+    assert!((1..=8).contains(&troubles.len()), "{}", troubles.len());
     sandbox.kill().await?;
     Ok(())
 }

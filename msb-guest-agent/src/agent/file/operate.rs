@@ -378,6 +378,7 @@ impl Worker {
         let options = UnpackOptions {
             permissions: 0o7777,
             owner,
+            folder: false,
             // It is the guest's own disk that gets full.
             max_bytes: u64::MAX,
             max_entries: u64::MAX,
