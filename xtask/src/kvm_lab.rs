@@ -500,10 +500,15 @@ fn print_measured(wall: &[Outcome], counted: &[Outcome]) {
     said(wall, "measure-boot", "");
     said(counted, "measure-boot", " (1 ms = 1 M instructions)");
     said(wall, "measure-idle", "");
-    for name in ["measure-first-run", "measure-run"] {
+    for (command, name) in [
+        ("run … /bin/true, the first", "measure-first-run"),
+        ("run … /bin/true", "measure-run"),
+        ("exec … /bin/true", "measure-exec"),
+        ("stop", "measure-stop"),
+        ("start", "measure-start"),
+    ] {
         println!(
-            "  msb run … /bin/true, {}: {:.2} s, {:.0} M instructions",
-            name.trim_start_matches("measure-"),
+            "  msb {command}: {:.2} s, {:.0} M instructions",
             runs(wall, name).as_secs_f64(),
             runs(counted, name).as_secs_f64() * 1e3
         );
