@@ -200,7 +200,7 @@ impl Gateway {
         self.actions.push_back(Action::Echo {
             flow: id,
             to: Faces::of(packet.destination).canonical(),
-            handling: packet.handling(),
+            handling: packet.handling(false),
             sequence: echo.sequence,
             payload: echo.data.to_vec(),
         });

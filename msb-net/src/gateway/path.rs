@@ -69,11 +69,13 @@ pub enum PathError {
 
 impl Packet<'_> {
     /// How the packet is to be sent on. Hops count only if the guest sent it with
-    /// few on purpose: the gateway is one.
-    pub(super) fn handling(&self) -> Handling {
+    /// few on purpose: the gateway is one. So does no number only if its sender
+    /// has `numbered` none before: all numbers have their turn.
+    pub(super) fn handling(&self, numbered: bool) -> Handling {
         let hops = self.header.hop_limit();
         let few = hops < ORDINARY_HOPS;
-        let meant = few || self.is_unnumbered() || self.bytes.len() <= ORDINARY_MTU;
+        let unnumbered = self.is_unnumbered() && !numbered;
+        let meant = few || unnumbered || self.bytes.len() <= ORDINARY_MTU;
         Handling {
             hops: few.then(|| hops.saturating_sub(1).max(1)),
             whole: self.is_for_one_piece() && meant,

@@ -50,6 +50,8 @@ struct UdpFlow {
     used: Duration,
     sent: u64,
     received: u64,
+    /// The guest has given a packet a number, by which its pieces are known.
+    numbered: bool,
     /// From outside: what came last, until the guest has sent something.
     unanswered: Option<Box<[u8]>>,
 }
@@ -156,13 +158,16 @@ impl Gateway {
         }
         let payload = datagram.payload();
         let mut peer = None;
+        let mut numbered = false;
         if let Some(flow) = self.udp.touch(now, id) {
             flow.sent += payload.len() as u64;
             flow.unanswered = None;
+            flow.numbered |= !packet.is_unnumbered();
+            numbered = flow.numbered;
             peer = flow.origin.map(|(_, peer)| peer);
         }
         let to = peer.unwrap_or_else(|| self.dial(to, ports.dst_port));
-        let handling = packet.handling();
+        let handling = packet.handling(numbered);
         if !self.join_last((id, to), handling, payload) {
             self.actions.push_back(Action::Send {
                 flow: id,
@@ -263,6 +268,7 @@ impl Gateway {
             used: now,
             sent: 0,
             received: 0,
+            numbered: false,
             unanswered: None,
         };
         self.udp.flows.insert(id, flow);

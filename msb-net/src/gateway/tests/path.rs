@@ -44,6 +44,21 @@ fn what_the_guest_wants_in_one_piece_is_sent_so() {
     assert_eq!(whole.collect::<Vec<_>>(), [true, false, false]);
 }
 
+/// Linux counts through all numbers for a connected socket.
+#[test]
+fn a_number_that_is_zero_by_chance_is_a_number() {
+    let mut sim = sim("preset public-only");
+    for ident in [65_534, 65_535, 0, 1] {
+        let mut frame = datagram(GUEST, "1.1.1.1:5201", &[7; 9000]);
+        let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
+        packet.set_dont_frag(true);
+        packet.set_ident(ident);
+        packet.fill_checksum();
+        sim.inject(&frame);
+    }
+    assert_eq!(sim.handlings, [Handling::default(); 4]);
+}
+
 #[test]
 fn the_way_is_as_wide_as_the_guest_sees_it() {
     // What is dialled is IPv4, whose headers are shorter by 20 bytes.
