@@ -34,8 +34,9 @@ const SILENCE: Duration = Duration::from_secs(120);
 const OPENING: Duration = Duration::from_secs(15);
 
 /// The same for a guest that has just refused the connection at its other address: it is
-/// there, and may have IPv6 switched off.
-const OPENING_AGAIN: Duration = Duration::from_secs(1);
+/// there, and may have IPv6 switched off. Long enough for a stack that looks for a
+/// neighbour once a second, and may have done so just before.
+const OPENING_AGAIN: Duration = Duration::from_secs(3);
 
 /// The smallest buffer of a flow, in bytes for each direction: what an examined
 /// claim may need. With the default

@@ -316,8 +316,30 @@ fn a_guest_without_ipv6_refuses_nearly_at_once() {
     let mut sim = Sim::new(config, 7);
     sim.forget_ipv6();
     sim.client(CLIENT, 80, Behaviour::Echo).unwrap();
-    sim.run_until(Duration::from_secs(4));
+    sim.run_until(Duration::from_secs(6));
     assert_eq!(sim.upstream().closed, Some(true));
     assert_eq!(endings(&sim), [Ended::NotConnected]);
     assert_eq!(sim.gateway.next_timeout(), None);
+}
+
+/// The guest's stack looks for a neighbour once a second, whatever its family, and has just
+/// done so: its answer to the second try comes more than a second after it.
+#[test]
+fn a_service_on_ipv6_only_is_reached_though_the_guest_takes_its_time() {
+    let mut config = Config::new(Policy::none(), 7);
+    config.guest_mac = Some(GUEST_MAC);
+    let service = SocketAddr::new(config.guest_v6.into(), 80);
+    let mut sim = Sim::new(config, 7);
+    let served = sim.listen(80);
+    sim.socket(served).abort();
+    sim.socket(served).listen(service).expect("it can listen");
+    // What it says to the gateway first makes it look for the gateway's address.
+    sim.connect("1.1.1.1:80", 40_000);
+    sim.run_until(Duration::from_millis(10));
+    sim.client(CLIENT, 80, Behaviour::Serve(b"hello".to_vec()));
+    sim.run_until(Duration::from_secs(2));
+    assert!(sim.socket(served).may_send(), "it has a client");
+    assert_eq!(sim.exchange(served, b"world"), b"hello");
+    sim.run();
+    assert_eq!(sim.upstream().received, b"world");
 }
