@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::tcp::State;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv4Packet, Icmpv4Repr,
     IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket, TcpRepr,
@@ -559,4 +560,101 @@ fn a_name_is_read_however_its_bytes_come() {
             assert!(tells(&told, &parts), "{parts:?} in\n{}", told.join("\n"));
         }
     }
+}
+
+#[test]
+fn a_port_that_is_used_again_is_judged_anew() {
+    let mut lair = Lair::new(NAMED);
+    let got = listen(&lair.world, "1.1.1.1:443");
+    assert_eq!(
+        ask(&mut lair.guest, 41_000, "web.example.").answers.len(),
+        1
+    );
+    let to = "1.1.1.1:443".parse().expect("an address");
+    let allowed = hello("web.example");
+    let mut expected = 0;
+    for reset in [false, true] {
+        let first = lair.guest.connect(to, 42_000);
+        expected += allowed.len();
+        lair.guest
+            .until(first, |socket| {
+                socket.can_send().then(|| socket.send_slice(&allowed))
+            })
+            .expect("it is taken");
+        lair.guest.until(first, |socket| {
+            (got.load(Ordering::SeqCst) == expected).then(|| match reset {
+                true => socket.abort(),
+                false => socket.close(),
+            })
+        });
+        lair.guest.until(first, |socket| {
+            let over = matches!(socket.state(), State::Closed | State::TimeWait);
+            over.then(|| socket.abort())
+        });
+        // The same four ends, at once, and another name.
+        let second = lair.guest.connect(to, 42_000);
+        let denied = hello("other.example");
+        let mut sent = false;
+        lair.guest.until(second, |socket| {
+            if socket.can_send() && !sent {
+                sent = true;
+                socket.send_slice(&denied).expect("it is taken");
+            }
+            (!socket.is_open()).then_some(())
+        });
+        assert!(sent, "it was connected");
+        assert_eq!(got.load(Ordering::SeqCst), expected);
+    }
+    let (told, _) = lair.end();
+    let denied = |line: &&String| {
+        line.contains("\"event\":\"deny\"") && line.contains("\"claim\":\"other.example\"")
+    };
+    assert_eq!(told.iter().filter(denied).count(), 2, "{told:#?}");
+}
+
+/// What is in a tunnel, or in pieces too small to be judged, is not looked for by the
+/// addresses on the outside.
+#[test]
+fn neither_tunnels_nor_the_smallest_pieces_get_past_the_rules() {
+    let mut lair = Lair::new("preset none\nallow tcp 80 1.1.1.1\nallow udp 9 1.1.1.1");
+    let inner = datagram(GUEST, "9.9.9.9:9", b"x");
+    let (source, target): (IpAddress, IpAddress) = (
+        IpAddr::from([192, 168, 127, 2]).into(),
+        IpAddr::from([1, 1, 1, 1]).into(),
+    );
+    // IPv4 in IPv4, IPv6 in IPv4, GRE, ESP, SCTP.
+    let tunnels = [4, 41, 47, 50, 132].map(|protocol| {
+        let ip = IpRepr::new(source, target, protocol.into(), inner.len() - 14, 64);
+        frame(MAC, &ip, |bytes| bytes.copy_from_slice(&inner[14..]))
+    });
+    // A packet to elsewhere behind one tag of a virtual network, and behind two.
+    let tagged = [1, 2].map(|tags| {
+        let (addresses, packet) = inner.split_at(12);
+        [addresses, &[0x81, 0, 0, 1].repeat(tags), packet].concat()
+    });
+    for bytes in tunnels.iter().chain(&tagged) {
+        lair.guest.inject(bytes);
+    }
+    // The port is in the first piece, what opens a connection in the second (RFC 1858).
+    let denied = "1.1.1.1:4444";
+    for piece in pieces(&syn(GUEST, denied), 8) {
+        lair.guest.inject(&piece);
+    }
+    for piece in pieces(&datagram(GUEST, denied, &[7; 64]), 8) {
+        lair.guest.inject(&piece);
+    }
+    assert!(lair.is_refused("9.9.9.9:80", 40_000));
+    let (told, seen) = lair.end();
+    for protocol in ["tcp", "udp"] {
+        let protocol = format!("\"proto\":\"{protocol}\"");
+        let parts = ["\"event\":\"deny\"", &protocol, "\"port\":4444"];
+        assert!(tells(&told, &parts), "{parts:?} in\n{}", told.join("\n"));
+    }
+    let dropped = |line: &String| {
+        let count = line.split("\"unknown-protocol\",\"count\":").nth(1)?;
+        count.trim_end_matches('}').parse::<usize>().ok()
+    };
+    let dropped: usize = told.iter().filter_map(dropped).sum();
+    assert_eq!(dropped, tunnels.len() + tagged.len(), "{told:#?}");
+    assert_eq!(seen, set(&[]));
 }
