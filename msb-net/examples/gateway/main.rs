@@ -16,6 +16,7 @@ mod socket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -35,6 +36,9 @@ use crate::socket::Socket;
 /// Guests at once: each may use as much memory as its limits allow, and has a
 /// thread.
 const MAX_GUESTS: usize = 256;
+
+/// How long nobody is accepted after somebody could not be.
+const BREATH: Duration = Duration::from_millis(100);
 
 /// Gives network to every VMM that connects to a socket: QEMU's
 /// `-netdev stream`, libkrun, passt's clients.
@@ -72,6 +76,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
     let journal = Journal::open(args.events.as_deref())?;
+    // A place where none can be written is told of before the first guest comes.
+    drop(args.capture.open(1)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -98,19 +104,22 @@ async fn serve(args: &Args, config: &Config, journal: &Journal) -> anyhow::Resul
         tokio::select! {
             stream = socket.accept(), if guests.len() < MAX_GUESTS => {
                 count += 1;
-                let guest = Guest {
-                    number: count,
-                    journal: journal.clone(),
-                    stopping: stopping.clone(),
-                };
-                // No two guests share a seed: sequence numbers of one say
-                // nothing about those of another.
-                let config = cli::config(config.policy.clone(), &args.resolver)?;
-                let mut options = Options::new(Config { mtu: args.mtu, ..config });
-                options.capture = args.capture.open(count)?;
-                match stream.and_then(|stream| start(options, stream)) {
-                    Ok((network, events)) => drop(guests.spawn(guest.serve(network, events))),
-                    Err(error) => eprintln!("guest {count}: {error:#}"),
+                // What is wrong with one guest, or at one moment, ends no other's network.
+                let started = stream.and_then(|stream| start(args, config, count, stream));
+                match started {
+                    Ok((network, events)) => {
+                        let guest = Guest {
+                            number: count,
+                            journal: journal.clone(),
+                            stopping: stopping.clone(),
+                        };
+                        guests.spawn(guest.serve(network, events));
+                    }
+                    Err(error) => {
+                        eprintln!("guest {count}: {error:#}");
+                        // Whoever waits to be accepted waits on if there is no descriptor.
+                        tokio::time::sleep(BREATH).await;
+                    }
                 }
             }
             Some(_) = guests.join_next() => {}
@@ -123,7 +132,20 @@ async fn serve(args: &Args, config: &Config, journal: &Journal) -> anyhow::Resul
     Ok(())
 }
 
-fn start(options: Options, stream: UnixStream) -> anyhow::Result<(Network, Events)> {
+fn start(
+    args: &Args,
+    config: &Config,
+    guest: u64,
+    stream: UnixStream,
+) -> anyhow::Result<(Network, Events)> {
+    // No two guests share a seed: sequence numbers of one say nothing about those of
+    // another.
+    let config = cli::config(config.policy.clone(), &args.resolver)?;
+    let mut options = Options::new(Config {
+        mtu: args.mtu,
+        ..config
+    });
+    options.capture = args.capture.open(guest)?;
     let link = Link::stream(stream.into_std()?);
     Network::spawn(options, link).context("cannot start a gateway")
 }

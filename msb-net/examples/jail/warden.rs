@@ -209,6 +209,8 @@ async fn wait(child: &mut Child, pid: i32) -> anyhow::Result<ExitStatus> {
     let mut quit = signal(SignalKind::quit())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut first = signal(SignalKind::user_defined1())?;
+    let mut second = signal(SignalKind::user_defined2())?;
     loop {
         let passed_on = tokio::select! {
             status = child.wait() => return Ok(status?),
@@ -216,6 +218,8 @@ async fn wait(child: &mut Child, pid: i32) -> anyhow::Result<ExitStatus> {
             _ = quit.recv() => Signal::QUIT,
             _ = terminate.recv() => Signal::TERM,
             _ = hangup.recv() => Signal::HUP,
+            _ = first.recv() => Signal::USR1,
+            _ = second.recv() => Signal::USR2,
         };
         // What is typed goes to the program as well: it must not come twice.
         let typed = matches!(passed_on, Signal::INT | Signal::QUIT) && in_foreground();

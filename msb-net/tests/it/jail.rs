@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::world::{World, done};
 
 /// A jail with these arguments on the host.
@@ -121,6 +123,8 @@ fn the_jail_ends_as_its_program_does() {
         (&["no-such-program"], 127),
         (&["/etc/passwd"], 126),
         (&["--mtu", "3", "true"], 125),
+        (&["--polcy", "file", "true"], 125),
+        (&["--", "sh", "-c", "exit 8"], 8),
         (&["--net", "al", "true"], 125),
     ] {
         let output = jail(&world, command).output().expect("it starts");
@@ -145,6 +149,78 @@ fn the_program_has_the_standard_input() {
         .expect("it is read");
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(told(&output), (Some(0), "through".into(), String::new()));
+}
+
+#[test]
+fn signals_are_passed_on_to_the_program() {
+    const SCRIPT: &str = "
+        trap 'echo hangup' HUP; trap 'echo first' USR1; trap 'echo second' USR2; trap 'exit 3' TERM
+        echo ready; while true; do sleep 0.02; done";
+    let world = World::new();
+    let mut child = jail(&world, &["sh", "-c", SCRIPT])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut line = || lines.next().expect("a line").expect("text");
+    assert_eq!(line(), "ready");
+    // `nsenter` became the jail.
+    let pid = Pid::from_raw(child.id() as i32).expect("a process");
+    for (signal, said) in [
+        (Signal::HUP, "hangup"),
+        (Signal::USR1, "first"),
+        (Signal::USR2, "second"),
+    ] {
+        kill_process(pid, signal).expect("it runs");
+        assert_eq!(line(), said);
+    }
+    kill_process(pid, Signal::TERM).expect("it runs");
+    assert_eq!(child.wait().expect("it ends").code(), Some(3));
+}
+
+/// The gateway's open descriptors, and its resident memory in KiB.
+fn held(pid: u32) -> (usize, u64) {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1));
+    let memory = number.and_then(|number| number.parse().ok());
+    (descriptors.count(), memory.expect("a number"))
+}
+
+#[test]
+fn connections_one_after_the_other_leave_nothing_behind() {
+    // The server speaks first, and ends.
+    const SCRIPT: &str = "
+        while read -r; do
+            for i in {1..500}; do
+                read -r word </dev/tcp/1.1.1.1/25 && [ $word = hello ] || exit
+            done
+            echo done
+        done";
+    let world = World::new();
+    world.serve("1.1.1.1:25", |stream| {
+        let _ = stream.write_all(b"hello\n");
+    });
+    let mut child = jail(&world, &["bash", "-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut input = child.stdin.take().expect("a pipe");
+    let mut rounds = (0..3).map(|_| {
+        input.write_all(b"\n").expect("it is read");
+        let line = lines.next().expect("all went well").expect("text");
+        assert_eq!(line, "done");
+        held(child.id())
+    });
+    let first = rounds.next().expect("a round");
+    let last = rounds.last().expect("a round");
+    assert!(last.0 <= first.0 + 2, "descriptors: {first:?}, {last:?}");
+    assert!(last.1 <= first.1 + 1024, "memory: {first:?}, {last:?}");
+    drop(input);
+    assert!(child.wait().expect("it ends").success());
 }
 
 #[test]
