@@ -9,8 +9,10 @@
 //! Peers have the settings they are usually fast with. Ours has its default policy,
 //! so every flow is judged.
 //!
-//! `MSB_BENCH_NET=words` measures only what has one of these words in its name.
+//! `MSB_BENCH_NET` chooses what is measured: the words of one of its parts, which commas
+//! separate, must all be words of a row's name.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +23,7 @@ use msb_benches::net::{
 use msb_benches::program;
 use msb_benches::report::{self, Unit};
 use msb_benches::versus::{self, Better, Versus};
+use serde_json::Value;
 
 /// The largest packet that each of them can have, and that of most networks.
 const MTUS: [u16; 2] = [65_520, 1500];
@@ -47,6 +50,12 @@ const BULK: [(&str, Load); 7] = [
 ];
 
 const UDP_DOWN: (&str, Load) = ("UDP down, 1,400 bytes", Load::Udp(Way::Down));
+
+/// How wide the rows' names are shown.
+const WIDTH: usize = 58;
+
+/// Where results are kept, among those of the other benchmarks.
+const FILE: &str = "net.json";
 
 /// The rest is not measured at the small MTU: the packets are small.
 const SMALL: [(&str, Load); 7] = [
@@ -85,43 +94,68 @@ fn main() -> Result<()> {
     let lab = Lab::new()?;
     let _servers = Servers::start(&lab, scratch.path())?;
     let bench = Bench {
+        conditions: &conditions,
         programs: Programs {
             jail: conditions.example("jail")?,
             gateway: conditions.example("gateway")?,
         },
         lab,
-        time: Duration::from_secs(if conditions.quick { 1 } else { 3 }),
+        time: Duration::from_secs(if conditions.quick { 1 } else { 2 }),
         rounds: conditions.rounds(1, 3),
-        wanted: std::env::var("MSB_BENCH_NET").unwrap_or_default(),
+        wanted: Wanted::read(),
+        lines: RefCell::default(),
     };
-    let mut results = Vec::new();
     for mtu in MTUS {
-        results.extend(bench.traffic(mtu, &CONTENDERS, "")?);
+        bench.traffic(mtu, &CONTENDERS, "")?;
     }
-    results.extend(bench.rest()?);
-    println!("\n{}", versus::table(&results));
+    bench.rest()?;
     let bridged: Vec<_> = BRIDGED.into_iter().filter(|own| own.is_there()).collect();
-    let bridged = bench.traffic(BRIDGED_MTU, &bridged, ", bridged")?;
-    println!("\n{}", versus::table(&bridged));
-    results.extend(bridged);
-    let lines: Vec<_> = results.iter().map(Versus::json).collect();
-    report::write_lines(&conditions.kept("net.json"), &conditions.json(), &lines)
+    bench.traffic(BRIDGED_MTU, &bridged, ", bridged")?;
+    println!("written to {}", conditions.kept(FILE).display());
+    Ok(())
 }
 
-struct Bench {
+/// Parts of what `MSB_BENCH_NET` says, each of them words.
+struct Wanted(Vec<Vec<String>>);
+
+impl Wanted {
+    fn read() -> Self {
+        let text = std::env::var("MSB_BENCH_NET").unwrap_or_default();
+        let parts = text.split(',').map(words).filter(|part| !part.is_empty());
+        Self(parts.collect())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let words = words(name);
+        let whole = |part: &Vec<String>| part.iter().all(|word| words.contains(word));
+        self.0.is_empty() || self.0.iter().any(whole)
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    let words = text.split_whitespace().map(|word| word.trim_matches(','));
+    words.map(str::to_owned).collect()
+}
+
+struct Bench<'a> {
+    conditions: &'a Conditions,
     programs: Programs,
     lab: Lab,
     /// How long one measurement takes.
     time: Duration,
     rounds: usize,
-    /// Words one of which must be in a measurement's name, if there are any.
-    wanted: String,
+    wanted: Wanted,
+    /// What was measured, for the file.
+    lines: RefCell<Vec<Value>>,
 }
 
-impl Bench {
-    fn wants(&self, name: &str) -> bool {
-        let mut words = self.wanted.split_whitespace().peekable();
-        words.peek().is_none() || words.any(|word| name.contains(word))
+impl Bench<'_> {
+    /// Shows a row and keeps it, so that a run that is cut short tells of what it did.
+    fn tell(&self, versus: &Versus) -> Result<()> {
+        println!("{}", versus::line(versus, WIDTH));
+        let mut lines = self.lines.borrow_mut();
+        lines.push(versus.json());
+        report::keep_lines(&self.conditions.kept(FILE), &self.conditions.json(), &lines)
     }
 
     fn start(&self, contender: Contender, mtu: u16) -> Result<Running> {
@@ -129,34 +163,29 @@ impl Bench {
     }
 
     /// All loads with one MTU. What is measured is called so at the end.
-    fn traffic(&self, mtu: u16, contenders: &[Contender], end: &str) -> Result<Vec<Versus>> {
+    fn traffic(&self, mtu: u16, contenders: &[Contender], end: &str) -> Result<()> {
         let small: &[_] = if mtu == MTUS[1] { &[] } else { &SMALL };
         let all = BULK.iter().chain(std::iter::once(&UDP_DOWN)).chain(small);
-        let mut results = Vec::new();
         let mut running = Vec::new();
         for (name, load) in all {
             let name = format!("{name}, MTU {mtu}{end}");
-            if !self.wants(&name) {
+            if !self.wanted.has(&name) {
                 continue;
             }
-            println!("measuring {name} …");
             if running.is_empty() {
                 for contender in contenders {
                     running.push((*contender, self.start(*contender, mtu)?));
                 }
+                let names: Vec<_> = contenders.iter().map(|own| own.name()).collect();
+                println!("\n{}", versus::head(&names, WIDTH));
             }
-            results.extend(self.rounds(&name, *load, &running)?);
+            self.rounds(&name, *load, &running)?;
         }
-        Ok(results)
+        Ok(())
     }
 
     /// One load, in turn for each contender, some rounds.
-    fn rounds(
-        &self,
-        name: &str,
-        load: Load,
-        running: &[(Contender, Running)],
-    ) -> Result<Vec<Versus>> {
+    fn rounds(&self, name: &str, load: Load, running: &[(Contender, Running)]) -> Result<()> {
         let names: Vec<_> = running.iter().map(|(own, _)| own.name()).collect();
         let (unit, better) = match load {
             Load::Tcp(..) | Load::Udp(_) => (Unit::Gigabits, Better::More),
@@ -166,13 +195,19 @@ impl Bench {
         let mut figure = Versus::new(name, unit, better, &names);
         let name = format!("  processor time, {name}");
         let mut cost = Versus::new(&name, Unit::SecondsPerGigabyte, Better::Less, &names);
+        // Some give up only after a long wait: once is enough.
+        let mut failed = vec![false; running.len()];
         for _ in 0..self.rounds {
             for (number, (contender, gateway)) in running.iter().enumerate() {
+                if failed[number] {
+                    continue;
+                }
                 let before = gateway.cpu()?;
                 let value = match load.run(&gateway.guest, self.time) {
                     Ok(value) => value,
                     Err(error) => {
                         println!("{} failed: {error:#}", contender.name());
+                        failed[number] = true;
                         continue;
                     }
                 };
@@ -181,15 +216,16 @@ impl Bench {
                 cost.push(number, (gateway.cpu()? - before) / gigabytes);
             }
         }
-        let costs = matches!(load, Load::Tcp(_, 1));
-        Ok(std::iter::once(figure)
-            .chain(costs.then_some(cost))
-            .collect())
+        self.tell(&figure)?;
+        if matches!(load, Load::Tcp(_, 1)) {
+            self.tell(&cost)?;
+        }
+        Ok(())
     }
 
     /// The memory of gateways that have just started and carry idle connections, and the
     /// processor time they take when nothing happens.
-    fn rest(&self) -> Result<Vec<Versus>> {
+    fn rest(&self) -> Result<()> {
         let mut results: Vec<_> = IDLE
             .iter()
             .map(|count| {
@@ -202,10 +238,13 @@ impl Bench {
             .collect();
         let name = format!("processor time a second with {AT_REST} idle flows");
         let mut time = versus(&name, Unit::Micros, Better::Less);
-        if !self.wants("memory and processor time with idle flows") {
-            return Ok(Vec::new());
+        if !self.wanted.has("memory and processor time with idle flows") {
+            return Ok(());
         }
-        println!("measuring memory and rest …");
+        println!(
+            "\n{}",
+            versus::head(&CONTENDERS.map(Contender::name), WIDTH)
+        );
         for (number, contender) in CONTENDERS.into_iter().enumerate() {
             let gateway = self.start(contender, MTUS[0])?;
             let mut idle = Idle::new(&gateway.guest);
@@ -225,7 +264,7 @@ impl Bench {
             }
         }
         results.push(time);
-        Ok(results)
+        results.iter().try_for_each(|result| self.tell(result))
     }
 
     /// Processor time that a gateway takes in a second when nothing happens.

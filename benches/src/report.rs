@@ -203,13 +203,21 @@ pub fn write(path: &Path, conditions: &Value, rows: &[Row]) -> Result<()> {
 /// # Errors
 /// When the file can't be written.
 pub fn write_lines(path: &Path, conditions: &Value, results: &[Value]) -> Result<()> {
+    keep_lines(path, conditions, results)?;
+    println!("written to {}", path.display());
+    Ok(())
+}
+
+/// As [`write_lines`], without a word: for what was measured so far.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn keep_lines(path: &Path, conditions: &Value, results: &[Value]) -> Result<()> {
     let mut text = format!("{conditions}\n");
     for result in results {
         let _ = writeln!(text, "{result}");
     }
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("written to {}", path.display());
-    Ok(())
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

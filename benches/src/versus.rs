@@ -84,23 +84,43 @@ pub fn table(quantities: &[Versus]) -> String {
         .map(|versus| versus.name.chars().count())
         .max()
         .unwrap_or(0);
-    let mut text = String::new();
-    let mut line = |name: &str, cells: &[String], ratio: &str, verdict: &str| {
-        let _ = write!(text, "{name:<width$}");
-        for cell in cells {
-            let _ = write!(text, "  {cell:>13}");
-        }
-        let _ = writeln!(text, "  {ratio:>7}  {verdict}");
-    };
-    if let Some(first) = quantities.first() {
-        let names: Vec<_> = first.rows.iter().map(|row| row.name().to_owned()).collect();
-        line("", &names, "ratio", "verdict");
+    let head = quantities.first().map(|first| {
+        let names: Vec<_> = first.rows.iter().map(Row::name).collect();
+        head(&names, width)
+    });
+    let lines = quantities.iter().map(|versus| line(versus, width));
+    head.into_iter()
+        .chain(lines)
+        .fold(String::new(), |text, line| text + &line + "\n")
+}
+
+/// What stands above the lines of quantities of these contenders.
+#[must_use]
+pub fn head(contenders: &[&str], width: usize) -> String {
+    shown("", width, contenders.iter().copied(), "ratio", "verdict")
+}
+
+/// One quantity as a line of a table, its name padded to `width`.
+#[must_use]
+pub fn line(versus: &Versus, width: usize) -> String {
+    let cells: Vec<_> = versus.rows.iter().map(Row::shown).collect();
+    let cells = cells.iter().map(String::as_str);
+    let ratio = Unit::Ratio.shown(versus.ratio());
+    shown(&versus.name, width, cells, &ratio, versus.verdict())
+}
+
+fn shown<'a>(
+    name: &str,
+    width: usize,
+    cells: impl Iterator<Item = &'a str>,
+    ratio: &str,
+    verdict: &str,
+) -> String {
+    let mut text = format!("{name:<width$}");
+    for cell in cells {
+        let _ = write!(text, "  {cell:>13}");
     }
-    for versus in quantities {
-        let shown: Vec<_> = versus.rows.iter().map(Row::shown).collect();
-        let ratio = Unit::Ratio.shown(versus.ratio());
-        line(&versus.name, &shown, &ratio, versus.verdict());
-    }
+    let _ = write!(text, "  {ratio:>7}  {verdict}");
     text
 }
 
