@@ -590,21 +590,24 @@ impl Snapshots {
         Ok(removed.map_err(MachineFailure::from)?)
     }
 
-    /// Removes those that are older than `age`, and those that are damaged; returns their
-    /// names. One that can't be used for another reason is not damaged.
+    /// Lists those that are older than `age`, and those that are damaged. One that can't be
+    /// used for another reason is not damaged.
+    #[must_use]
+    pub fn outdated(&self, age: Duration) -> Vec<SnapshotInfo> {
+        let is_old = |info: &SnapshotInfo| info.created.elapsed().is_ok_and(|it| it > age);
+        let mut listed = self.list();
+        listed.retain(|info| info.damage.is_some() || is_old(info));
+        listed
+    }
+
+    /// Removes those that are [outdated](Snapshots::outdated); returns their names.
     ///
     /// # Errors
     /// As [`Snapshots::remove`].
     pub fn prune(&self, age: Duration) -> Result<Vec<String>, Error> {
-        let old = |info: &SnapshotInfo| info.created.elapsed().is_ok_and(|it| it > age);
-        let mut removed = Vec::new();
-        for info in self.list() {
-            if info.damage.is_some() || old(&info) {
-                self.remove(&info.name)?;
-                removed.push(info.name);
-            }
-        }
-        Ok(removed)
+        let outdated = self.outdated(age).into_iter();
+        let remove = |info: SnapshotInfo| self.remove(&info.name).map(|()| info.name);
+        outdated.map(remove).collect()
     }
 }
 

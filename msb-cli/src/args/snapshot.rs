@@ -1,8 +1,11 @@
 //! Arguments of the commands that save sandboxes and go on from them.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 
 use super::FormatArg;
+use super::exec::parse_time;
 
 /// Arguments of `msb snapshot`.
 #[derive(Debug, clap::Args)]
@@ -49,6 +52,24 @@ Example:
         /// Names of snapshots
         #[arg(required = true, value_name = "SNAPSHOT")]
         snapshots: Vec<String>,
+    },
+    /// Remove snapshots that are damaged, and with --older-than those that are old
+    ///
+    /// Says which they are and what that frees, and asks first.
+    #[command(after_help = "\
+Examples:
+  msb snapshot prune --dry-run
+  msb snapshot prune --older-than 30d -y")]
+    Prune {
+        /// Also those that were made so long ago
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        older_than: Option<Duration>,
+        /// Do not ask
+        #[arg(short = 'y', long)]
+        yes: bool,
+        /// Say what would be removed, and remove nothing
+        #[arg(short = 'n', long, conflicts_with = "yes")]
+        dry_run: bool,
     },
 }
 

@@ -1,6 +1,6 @@
 //! `msb snapshot`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use msb_sdk::{Home, Sandbox, SnapshotInfo, Snapshots};
 use serde_json::json;
@@ -31,7 +31,55 @@ pub(crate) async fn run(args: SnapshotArgs) -> Result<u8, Failure> {
                 terminal::say(name)?;
             }
         }
+        SnapshotCommand::Prune {
+            older_than,
+            yes,
+            dry_run,
+        } => {
+            return prune(
+                &snapshots,
+                older_than.unwrap_or(Duration::MAX),
+                yes,
+                dry_run,
+            );
+        }
     }
+    Ok(0)
+}
+
+/// Says what is damaged or old, and removes it.
+fn prune(snapshots: &Snapshots, limit: Duration, yes: bool, dry_run: bool) -> Result<u8, Failure> {
+    let outdated = snapshots.outdated(limit);
+    if outdated.is_empty() {
+        terminal::say("no snapshot is damaged, or that old")?;
+        return Ok(0);
+    }
+    for snapshot in &outdated {
+        let why = if snapshot.damage.is_some() {
+            "damaged".to_owned()
+        } else {
+            format!("made {}", age(snapshot.created))
+        };
+        terminal::say(&format!("  {} ({why})", snapshot.name))?;
+    }
+    let freed = outdated.iter().map(|snapshot| snapshot.bytes).sum();
+    terminal::say(&format!("Removing them frees {}.", human(freed)))?;
+    if dry_run {
+        return Ok(0);
+    }
+    if !yes && !terminal::confirmed("to remove them all the same: `msb snapshot prune -y`")? {
+        terminal::complain("nothing was removed");
+        return Ok(1);
+    }
+    // What was told of, and nothing that has come to be so since.
+    for snapshot in &outdated {
+        snapshots.remove(&snapshot.name)?;
+    }
+    terminal::say(&format!(
+        "removed {} snapshots, {} freed",
+        outdated.len(),
+        human(freed)
+    ))?;
     Ok(0)
 }
 

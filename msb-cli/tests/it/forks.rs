@@ -1,6 +1,7 @@
 //! Sandboxes that are held, saved and forked by their names.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::lab::{BUSYBOX, Lab, alive, finish, signal, until};
@@ -105,7 +106,20 @@ fn sandboxes_are_forked_and_gone_on_from() {
     msb(&["rm", "-f", "app", "app-1", "app-2", "other"]).success();
     let needed = msb(&["image", "rm", BUSYBOX]);
     assert!(needed.stderr.contains("the snapshot warm"), "{needed:?}");
-    msb(&["snapshot", "rm", "warm"]).success();
+    // It is neither damaged nor old; then it is old, and then it is damaged.
+    let nothing = msb(&["snapshot", "prune", "-y"]).success();
+    assert!(nothing.starts_with("no snapshot"), "{nothing}");
+    let old = msb(&["snapshot", "prune", "--older-than", "1ms", "-n"]).success();
+    assert!(old.starts_with("  warm (made just now)\n"), "{old}");
+    let ram = lab.home().join("snapshots/warm/ram");
+    let ram = std::fs::File::options().write(true).open(ram).unwrap();
+    ram.write_all_at(b"?", 4096).unwrap();
+    let asked = msb(&["snapshot", "prune"]);
+    assert!(asked.stderr.contains("msb snapshot prune -y"), "{asked:?}");
+    let pruned = msb(&["snapshot", "prune", "-y"]).success();
+    assert!(pruned.contains("removed 1 snapshots, "), "{pruned}");
+    let gone = msb(&["snapshot", "rm", "warm"]);
+    assert!(gone.stderr.contains("no snapshot"), "{gone:?}");
     msb(&["image", "rm", BUSYBOX]).success();
     assert_eq!(lab.sandboxes(), [""; 0]);
 }
