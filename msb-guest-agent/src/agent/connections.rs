@@ -5,7 +5,8 @@
 //! over loopback, stay.
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -13,6 +14,55 @@ use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 use rustix::net::{SocketType, connect_unspec, getsockname, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+/// The longest table of connections that is read. Of a longer one some is taken for granted.
+const MAX_TABLE: u64 = 8 << 20;
+
+/// Whether anybody may have a connection from one of the addresses `own`: the tables of the
+/// kernel are read with a fraction of the kernel code that it takes to look at all descriptors.
+pub(super) fn any(proc: BorrowedFd<'_>, own: &[IpAddr]) -> bool {
+    let tables = [("self/net/tcp", false), ("self/net/tcp6", true)];
+    tables.into_iter().any(|(path, is_v6)| {
+        let own: Vec<String> = own.iter().filter_map(|own| shown(*own, is_v6)).collect();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        match openat(proc, path, flags, Mode::empty()) {
+            Ok(table) => is_in(File::from(table).take(MAX_TABLE), &own),
+            // A kernel without IPv6 has no table of it.
+            Err(errno) => errno != Errno::NOENT,
+        }
+    })
+}
+
+/// Whether a table has one that does not listen from one of the addresses, or can't be read to
+/// its end.
+fn is_in(mut table: io::Take<impl Read>, own: &[String]) -> bool {
+    let mut text = String::new();
+    if table.read_to_string(&mut text).is_err() || table.limit() == 0 {
+        return true;
+    }
+    text.lines().skip(1).any(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1));
+        let address = local.split(':').next().unwrap_or_default();
+        state != Some(LISTENS) && own.iter().any(|own| own == address)
+    })
+}
+
+/// The state of a socket that listens, in tables.
+const LISTENS: &str = "0A";
+
+/// How a table shows an address; `None` where it has none of the kind.
+fn shown(address: IpAddr, is_v6: bool) -> Option<String> {
+    let octets = match (address, is_v6) {
+        (IpAddr::V4(address), false) => address.octets().to_vec(),
+        (IpAddr::V4(address), true) => address.to_ipv6_mapped().octets().to_vec(),
+        (IpAddr::V6(address), true) => address.octets().to_vec(),
+        (IpAddr::V6(_), false) => return None,
+    };
+    let words = octets.chunks_exact(4);
+    let word = |word: &[u8]| u32::from_ne_bytes(word.try_into().unwrap_or_default());
+    Some(words.map(|bytes| format!("{:08X}", word(bytes))).collect())
+}
 
 /// Resets the connections of `processes` that come from one of the addresses `own`.
 pub(super) fn reset(proc: BorrowedFd<'_>, processes: &[i32], own: &[IpAddr]) -> io::Result<()> {
@@ -82,7 +132,6 @@ fn is_from(socket: &OwnedFd, own: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
     use std::net::{TcpListener, TcpStream};
     use std::process::{Command, Stdio};
 
@@ -104,12 +153,37 @@ mod tests {
         let other = ["127.0.0.2".parse().unwrap()];
         let reset = |own: &[IpAddr]| super::reset(proc.as_fd(), &pids, own).unwrap();
         use std::os::fd::AsFd;
+        let any = |own: &str| super::any(proc.as_fd(), &[own.parse().unwrap()]);
+        assert!(any("127.0.0.1") && !any("127.0.0.2") && !any("2001:db8::1"));
         reset(&other);
         assert!(child.try_wait().unwrap().is_none());
         reset(&["127.0.0.1".parse().unwrap()]);
         // Reading fails, so the program ends in an error, and the peer hears of it, too.
         assert!(!child.wait().unwrap().success());
         assert!(peer.read(&mut [0]).is_err());
+    }
+
+    #[test]
+    fn tables_are_read_as_the_kernel_writes_them() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
+                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 0\n   \
+                     1: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 0\n";
+        let shown = |address: &str, is_v6| super::shown(address.parse().unwrap(), is_v6);
+        let own = shown("127.0.0.1", false).unwrap();
+        assert_eq!(own, "0100007F");
+        let find = |text: &str, own: &str| is_in(text.as_bytes().take(999), &[own.to_owned()]);
+        assert!(find(table, &own));
+        assert!(!find(table, &shown("127.0.0.2", false).unwrap()));
+        // One that listens is none.
+        let listens: Vec<_> = table.lines().take(2).collect();
+        assert!(!find(&listens.join("\n"), &own));
+        // What is too long may have one.
+        assert!(is_in(table.as_bytes().take(100), &["0200007F".to_owned()]));
+        let mapped = "0000000000000000FFFF00000100007F";
+        assert_eq!(shown("127.0.0.1", true).unwrap(), mapped);
+        let real = "B80D0120000000000000000001000000";
+        assert_eq!(shown("2001:db8::1", true).unwrap(), real);
+        assert_eq!(shown("2001:db8::1", false), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! be made that way is written through the root.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -205,11 +205,19 @@ pub(super) fn take_over(path: &Path, image: &Metadata, mode: u32) -> io::Result<
 
 /// Writes a file of the image, which may have a FIFO in its place: that must
 /// not hold the agent up.
+///
+/// It is cut off behind what was written, if there is something: to empty it first is
+/// much kernel code for a freshly restored guest.
 fn overwrite(path: &Path, content: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create(true).truncate(false);
     let mut file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
-    file.write_all(content.as_bytes())
+    file.write_all(content.as_bytes())?;
+    // What has no length has nothing behind.
+    match file.seek(SeekFrom::End(0)) {
+        Ok(length) if length > content.len() as u64 => file.set_len(content.len() as u64),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -152,8 +152,12 @@ impl Session {
     pub(super) fn run(&mut self) -> io::Result<End> {
         let mut buffer = vec![0; BUFFER];
         loop {
-            if std::mem::take(&mut self.freezing) && !self.hold(&mut buffer)? {
-                return Ok(End::HostGone);
+            while std::mem::take(&mut self.freezing) {
+                if !self.hold(&mut buffer)? {
+                    return Ok(End::HostGone);
+                }
+                // What came behind the word that ended it.
+                self.handle_events()?;
             }
             self.files.turn(&mut self.endpoint, MAX_OUTPUT);
             self.relieve();
@@ -282,10 +286,19 @@ impl Session {
             return Ok(false);
         };
         self.endpoint.handle_input(bytes);
-        while let Some(event) = self.next_event()? {
+        self.handle_events()?;
+        Ok(true)
+    }
+
+    /// Does what the host has said, up to its wish that everybody be held: what follows is
+    /// said to those who are.
+    fn handle_events(&mut self) -> io::Result<()> {
+        while !self.freezing
+            && let Some(event) = self.next_event()?
+        {
             self.handle(event);
         }
-        Ok(true)
+        Ok(())
     }
 
     fn next_event(&mut self) -> io::Result<Option<GuestEvent>> {
@@ -387,6 +400,8 @@ impl Session {
                 self.freezing = true;
                 return;
             }
+            // Nobody is held, which is what is asked for.
+            HostMessage::Thaw => AgentMessage::Thawed,
             HostMessage::Shutdown { grace_ms } => {
                 return self.shut_down(Duration::from_millis(grace_ms.into()));
             }

@@ -7,7 +7,8 @@ mod harness;
 use harness::{Agent, Run, WithStdin};
 use msb_guest_agent::endpoint::INITIAL_WINDOW;
 use msb_guest_agent::message::{
-    ExecError, ExecRequest, ExitStatus, HostMessage, ResetCode, Signal, StreamCommand, TtySize,
+    AgentMessage, ExecError, ExecRequest, ExitStatus, HostMessage, ResetCode, Signal,
+    StreamCommand, TtySize,
 };
 
 fn shell(script: &str) -> ExecRequest {
@@ -328,4 +329,18 @@ fn a_host_that_breaks_the_protocol_is_dropped() {
         agent.write_raw(garbage);
         assert!(!agent.wait().success());
     }
+}
+
+/// All of it is read at once: nothing is answered before its turn, and nothing is left lying.
+#[test]
+fn what_is_said_behind_the_wish_to_hold_everybody_is_heard_after_it() {
+    let mut agent = Agent::start();
+    // Which only PID 1 of a guest can do.
+    let ping = HostMessage::Ping { token: 7 };
+    let answers = agent.exchange(&[HostMessage::Freeze, ping, HostMessage::Thaw]);
+    let [AgentMessage::Failed(_), pong, thawed] = &answers[..] else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(*pong, AgentMessage::Pong { token: 7 });
+    assert_eq!(*thawed, AgentMessage::Thawed);
 }

@@ -195,8 +195,9 @@ impl Keeper {
             MachineRequest::Snapshot { name } => {
                 let snapshots = Snapshots::new(&self.snapshots);
                 let snapshot = name.clone();
+                let place = (snapshots.clone(), name.clone());
                 let draft = background(move || Ok(snapshots.draft(&name)?)).await?;
-                self.save(draft, talk).await?;
+                self.save(place, draft, talk).await?;
                 talk.clients.add_life(LifeEvent::Snapshotted { snapshot });
                 Ok(None)
             }
@@ -208,8 +209,9 @@ impl Keeper {
                         .await;
                 }
                 let (snapshots, begun) = (Snapshots::new(&root), name.clone());
+                let place = (snapshots.clone(), name.clone());
                 let draft = background(move || Ok(snapshots.draft_passing(&begun)?)).await?;
-                let held = self.save(draft, talk).await?;
+                let held = self.save(place, draft, talk).await?;
                 talk.clients.add_life(LifeEvent::Forked);
                 let memory = held.as_ref().map(HeldMemory::path);
                 self.memories.extend(held.map(|held| (name.clone(), held)));
@@ -253,6 +255,7 @@ impl Keeper {
     /// Saves the machine, which goes on whatever comes of it.
     async fn save(
         &mut self,
+        (snapshots, name): (Snapshots, String),
         draft: SnapshotDraft,
         talk: &mut Talk<'_>,
     ) -> Result<Option<HeldMemory>, MachineFailure> {
@@ -279,16 +282,33 @@ impl Keeper {
             }
             Err(failure) => Err(failure),
         };
-        // Also an agent that did not answer in time may do so yet, and hold everybody.
-        let clock = |answer: &AgentMessage| matches!(answer, AgentMessage::ClockSet);
-        let thawed = |answer: &AgentMessage| matches!(answer, AgentMessage::Thawed);
-        let set = talk.exchange(&set_clock(), true, clock).await;
-        let thawed = talk.exchange(&HostMessage::Thaw, false, thawed).await;
-        let draft = saved?;
-        set.and(thawed)?;
+        // The guest goes on while what was saved is put in its place.
         let about = self.about.clone();
-        background(move || Ok(draft.publish(&about)?)).await
+        let publish = async {
+            let draft = saved?;
+            background(move || Ok(draft.publish(&about)?)).await
+        };
+        let (published, went_on) = tokio::join!(publish, go_on(talk));
+        match (published, went_on) {
+            (Ok(held), Ok(())) => Ok(held),
+            (Ok(_), Err(failure)) => {
+                // Who is told that it failed wants the name again.
+                let _ = background(move || Ok(snapshots.remove(&name)?)).await;
+                Err(failure)
+            }
+            (Err(failure), _) => Err(failure),
+        }
     }
+}
+
+/// Lets everybody in the guest go on. Also an agent that did not answer in time may do so
+/// yet, and hold everybody.
+async fn go_on(talk: &mut Talk<'_>) -> Result<(), MachineFailure> {
+    let clock = |answer: &AgentMessage| matches!(answer, AgentMessage::ClockSet);
+    let thawed = |answer: &AgentMessage| matches!(answer, AgentMessage::Thawed);
+    let set = talk.exchange(&set_clock(), true, clock).await;
+    let thawed = talk.exchange(&HostMessage::Thaw, false, thawed).await;
+    set.and(thawed)
 }
 
 /// A machine that goes on when this is dropped, whatever has happened: also after a request
@@ -312,70 +332,61 @@ async fn background<T: Send + 'static>(
 
 impl Talk<'_> {
     /// Asks the agent for something and waits for the answer. Clients' frames wait for it,
-    /// and after it if they are to be held.
+    /// and after it if they are to be held. Whatever comes of it, the request is on its way.
     async fn exchange(
         &mut self,
         request: &HostMessage,
         hold: bool,
         wanted: impl Fn(&AgentMessage) -> bool,
     ) -> Result<(), MachineFailure> {
-        if self.owed {
-            self.catch_up(hold).await?;
-        }
-        match self.ask(request, hold, |_| true).await {
-            Ok(Some(answer)) if wanted(&answer) => Ok(()),
-            Ok(Some(AgentMessage::Failed(failure))) => Err(MachineFailure {
+        match self.ask(request, hold).await? {
+            Some(answer) if wanted(&answer) => Ok(()),
+            Some(AgentMessage::Failed(failure)) => Err(MachineFailure {
                 hint: failure.hint().map(Into::into),
                 reason: control::cut(format!("the guest did not do it: {failure}")),
             }),
-            Ok(Some(_)) => Err(MachineFailure::new("the guest said something else", "")),
-            Ok(None) => Err(MachineFailure::new("the guest has ended", "")),
-            Err(failure) => Err(failure),
+            Some(_) => Err(MachineFailure::new("the guest said something else", "")),
+            None => Err(MachineFailure::new("the guest has ended", "")),
         }
     }
 
-    /// Waits until the agent, which answers in order, has said everything that it was asked
-    /// before: or else that would be taken for the answer to what follows.
-    async fn catch_up(&mut self, hold: bool) -> Result<(), MachineFailure> {
-        let token = unheard();
-        let wanted = AgentMessage::Pong { token };
-        let ping = HostMessage::Ping { token };
-        self.ask(&ping, hold, |answer| *answer == wanted).await?;
-        self.owed = false;
-        Ok(())
-    }
-
-    /// Says something to the agent, and returns the first answer that is `taken`; `None` when
-    /// the guest has ended.
+    /// Says something to the agent, and returns its answer; `None` when the guest has ended.
     async fn ask(
         &mut self,
         request: &HostMessage,
         hold: bool,
-        taken: impl Fn(&AgentMessage) -> bool,
     ) -> Result<Option<AgentMessage>, MachineFailure> {
         // What nobody waited for any more.
         while self.answers.try_recv().is_ok() {}
         let mut frame = BytesMut::new();
-        let payload = message::encode(request).into();
-        Frame::new(Kind::Control, StreamId::CONTROL, payload)
-            .map_err(|error| MachineFailure::new(error.to_string(), ""))?
-            .encode(&mut frame);
+        // The agent answers in order: what it says before this is what it owed, and would be
+        // taken for the answer.
+        let token = self.owed.then(unheard);
+        if let Some(token) = token {
+            put(&HostMessage::Ping { token }, &mut frame)?;
+        }
+        put(request, &mut frame)?;
         let answer = tokio::time::timeout(ANSWER_TIME, async {
             // Whoever would write it is gone with the machine.
             let _ = self.orders.send(Order { frame, hold }).await;
-            loop {
-                match self.answers.recv().await {
-                    Some(answer) if !taken(&answer) => {}
-                    answer => return answer,
-                }
+            if let Some(token) = token {
+                let pong = AgentMessage::Pong { token };
+                while self.answers.recv().await? != pong {}
             }
+            self.answers.recv().await
         });
         let answer = answer.await;
-        answer.map_err(|_| {
-            self.owed = true;
-            MachineFailure::new("the guest did not answer in time", "")
-        })
+        self.owed = answer.is_err();
+        answer.map_err(|_| MachineFailure::new("the guest did not answer in time", ""))
     }
+}
+
+fn put(message: &HostMessage, frames: &mut BytesMut) -> Result<(), MachineFailure> {
+    let payload = message::encode(message).into();
+    Frame::new(Kind::Control, StreamId::CONTROL, payload)
+        .map_err(|error| MachineFailure::new(error.to_string(), ""))?
+        .encode(frames);
+    Ok(())
 }
 
 /// A number that the guest can't have said before it was asked.
@@ -489,18 +500,22 @@ mod tests {
             matches!(answer, AgentMessage::Thawed)
         });
         let agent = async {
-            let order = ordered.recv().await.expect("a ping");
+            let order = ordered.recv().await.expect("an order");
             let mut decoder = msb_guest_agent::wire::FrameDecoder::new();
             decoder.extend(&order.frame);
-            let frame = decoder.next_frame().expect("whole").expect("one");
-            let Some(HostMessage::Ping { token }) = message::decode(&frame.payload) else {
-                panic!("{frame:?} is no ping");
+            let mut next = || {
+                let frame = decoder.next_frame().expect("whole").expect("one");
+                message::decode(&frame.payload).expect("a message")
             };
+            let HostMessage::Ping { token } = next() else {
+                panic!("it does not know what is owed");
+            };
+            // What is asked for does not wait for it.
+            assert_eq!(next(), HostMessage::Thaw);
             let late = AgentMessage::Pong { token: !token };
             for owed in [AgentMessage::Frozen, late, AgentMessage::Pong { token }] {
                 answers.send(owed).await.expect("open");
             }
-            ordered.recv().await.expect("what was to be said");
             answers.send(AgentMessage::Thawed).await.expect("open");
         };
         let (answer, ()) = tokio::join!(asked, agent);

@@ -36,13 +36,6 @@ impl Session {
         };
         self.endpoint.control(&AgentMessage::Frozen);
         loop {
-            if !self.flush_all()? || !self.link.wait(PollFlags::IN)? {
-                return Ok(false);
-            }
-            let Some(bytes) = self.link.read(buffer)? else {
-                return Ok(false);
-            };
-            self.endpoint.handle_input(bytes);
             while let Some(event) = self.next_event()? {
                 let GuestEvent::Control(message) = event else {
                     return Err(io::Error::new(
@@ -58,6 +51,13 @@ impl Session {
                 let answer = self.answer_held(message);
                 self.endpoint.control(&answer);
             }
+            if !self.flush_all()? || !self.link.wait(PollFlags::IN)? {
+                return Ok(false);
+            }
+            let Some(bytes) = self.link.read(buffer)? else {
+                return Ok(false);
+            };
+            self.endpoint.handle_input(bytes);
         }
     }
 
@@ -104,9 +104,11 @@ impl Session {
         if let (Some(cgroups), Some(proc)) = (devices.cgroups(), devices.proc()) {
             // Before the addresses are others: it is by them that they are found.
             let own = guest.network.addresses();
-            freezer::processes(cgroups)
-                .and_then(|processes| connections::reset(proc, &processes, &own))
-                .map_err(|error| step("reset connections", &error))?;
+            if connections::any(proc, &own) {
+                freezer::processes(cgroups)
+                    .and_then(|processes| connections::reset(proc, &processes, &own))
+                    .map_err(|error| step("reset connections", &error))?;
+            }
         }
         guest.network.apply(config.network.as_ref())?;
         guest.root.rename(config, guest.network.files(), &old_name);

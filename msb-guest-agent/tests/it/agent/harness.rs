@@ -208,6 +208,17 @@ impl Agent {
         self.flush();
     }
 
+    /// Says several things at once, and waits for an answer to each: those are returned.
+    pub(crate) fn exchange(&mut self, messages: &[HostMessage]) -> Vec<AgentMessage> {
+        let before = self.answers.len();
+        for message in messages {
+            self.endpoint.control(message);
+        }
+        self.flush();
+        self.until(|agent| agent.answers.len() == before + messages.len());
+        self.answers.split_off(before)
+    }
+
     pub(crate) fn ping(&mut self) {
         self.control(&HostMessage::Ping { token: 5 });
         let answer = AgentMessage::Pong { token: 5 };
