@@ -126,6 +126,14 @@ fn confinement() -> Vec<Finding> {
             None,
         ),
     };
+    let memory = match found.memory {
+        Ok(()) => good("memory", "a VMM can't change memory that others share".into()),
+        Err(why) => limited(
+            "memory",
+            format!("a VMM that was taken over could change what others see of memory that they share: {why}"),
+            Some("use a kernel of version 5.9 or later, and no other listener for system calls around msb".into()),
+        ),
+    };
     let limits = match found.limits {
         Ok(()) => good(
             "cgroups",
@@ -137,7 +145,7 @@ fn confinement() -> Vec<Finding> {
             Some("run msb where control groups (version 2) are delegated to the user, as in a session of systemd's".into()),
         ),
     };
-    vec![namespaces, landlock, calls, limits]
+    vec![namespaces, landlock, calls, memory, limits]
 }
 
 /// Disks are formatted by mke2fs; without one, changes stay in guest memory.

@@ -11,9 +11,13 @@ use std::os::fd::AsRawFd;
 
 mod child;
 mod kvm;
+mod memory;
 
-pub(crate) use child::{ChildSetup, REPORT_LEN, Report, before_exec, id_maps, landlock_version};
+pub(crate) use child::{
+    ChildMemory, ChildSetup, REPORT_LEN, Report, before_exec, id_maps, landlock_version,
+};
 pub(crate) use kvm::probe_kvm;
+pub(crate) use memory::{hand_over, read_memory};
 
 /// Locks all of a file for writing, against everybody who locks any part of it, until the
 /// last copy of this descriptor is closed. Returns whether nobody else had.
@@ -42,4 +46,17 @@ pub(crate) fn time_stamp() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and Linux allows it to programs
     // that have not asked for it to be taken away.
     unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// Makes a system call that takes numbers only, or pointers that are null; for tests of what
+/// is refused.
+#[cfg(test)]
+pub(crate) fn attempt(call: libc::c_long, arguments: [libc::c_long; 5]) -> io::Result<()> {
+    let [a, b, c, d, e] = arguments;
+    // SAFETY: without pointers the kernel touches no memory of this process; tests make no
+    // call that maps or unmaps any.
+    match unsafe { libc::syscall(call, a, b, c, d, e) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }

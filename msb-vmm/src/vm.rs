@@ -128,6 +128,7 @@ impl VmmProcess {
             pid,
             confinement,
             group,
+            ..
         } = child;
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(VmmProcess {

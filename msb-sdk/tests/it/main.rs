@@ -13,6 +13,7 @@ mod files;
 mod forks;
 mod guide;
 mod lab;
+mod memory;
 mod patches;
 mod program;
 mod sessions;
@@ -55,6 +56,7 @@ tests! {
         an_engine_that_cannot_says_so, a_supervisor_killed_while_it_forks_leaves_nothing,
         the_guide_to_snapshots_holds;
     guide: the_guide_to_files_holds;
+    memory: what_the_guest_frees_goes_back_to_the_host, a_guest_has_what_it_was_given_and_no_more;
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
     program: the_program_that_people_write, the_example_runs_as_it_stands;
     sessions: a_program_goes_on_while_nobody_listens, memory_that_ran_out_is_an_error_of_its_own;

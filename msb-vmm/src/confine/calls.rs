@@ -7,10 +7,11 @@
 //! further ones are kept from it by Landlock and by QEMU's own filter.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule, TargetArch, sock_filter,
 };
 
 /// Calls that are allowed with any arguments.
@@ -181,6 +182,67 @@ pub(super) fn filters() -> [BpfProgram; 2] {
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     [list, compile(clone3, SeccompAction::Allow, missing)]
+}
+
+/// The filters about the guest's memory, where that is a file that others have mapped, too.
+#[derive(Debug)]
+pub(crate) struct MemoryFilters {
+    /// Asks the listener that it makes before a file is opened for reading and writing
+    /// without closing it at `exec`: as QEMU opens the memory, and nothing else.
+    pub(crate) ask: BpfProgram,
+    /// Where the memory was handed over: what punches holes into it is told that it did.
+    pub(crate) handed: BpfProgram,
+    /// Where it was not: nothing punches holes.
+    pub(crate) opened: BpfProgram,
+}
+
+/// Compiles them for a memory that has the descriptor `memory`.
+///
+/// QEMU gives back what a guest does not need by punching a hole into the file first and
+/// dropping its own pages then. Only the second is wanted of a file that is mapped
+/// copy-on-write.
+pub(super) fn memory_filters(memory: RawFd) -> MemoryFilters {
+    let refused = |rules, errno: i32| {
+        let rules = BTreeMap::from([(libc::SYS_fallocate, rules)]);
+        let action = SeccompAction::Errno(errno as u32);
+        compile(rules, SeccompAction::Allow, action)
+    };
+    let of_memory = argument(0, SeccompCmpOp::Eq, memory as u64);
+    MemoryFilters {
+        ask: ask_about_opening(),
+        handed: refused(vec![of_memory], 0),
+        opened: refused(Vec::new(), libc::EOPNOTSUPP),
+    }
+}
+
+/// `seccompiler` has no such action.
+fn ask_about_opening() -> BpfProgram {
+    const ARCH_X86_64: u32 = 0xc000_003e;
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    // Places in `struct seccomp_data`; of the third argument the lower half.
+    const NUMBER: u32 = 0;
+    const ARCH: u32 = 4;
+    const FLAGS: u32 = 32;
+    let step = |code: u32, skip_if_not: u8, k: u32| sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: skip_if_not,
+        k,
+    };
+    vec![
+        step(LOAD, 0, ARCH),
+        step(EQUAL, 6, ARCH_X86_64),
+        step(LOAD, 0, NUMBER),
+        step(EQUAL, 4, libc::SYS_openat as u32),
+        step(LOAD, 0, FLAGS),
+        step(AND, 0, (libc::O_ACCMODE | libc::O_CLOEXEC) as u32),
+        step(EQUAL, 1, libc::O_RDWR as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_USER_NOTIF),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ]
 }
 
 fn compile(

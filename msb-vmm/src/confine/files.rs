@@ -4,7 +4,7 @@
 //! parent, the child only takes them on.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
@@ -17,16 +17,16 @@ use super::Grants;
 /// The newest interface whose rights are known here; an older kernel gets those it has.
 const NEWEST: ABI = ABI::V6;
 
-/// Makes a set of rules that allows `grants` and nothing else.
-pub(super) fn ruleset(grants: &Grants) -> Result<OwnedFd, Errno> {
+/// Makes a set of rules that allows `grants`, writing `also`, and nothing else.
+pub(super) fn ruleset(grants: &Grants, also: &[PathBuf]) -> Result<OwnedFd, Errno> {
     if version() == 0 {
         return Err(Errno::NOSYS);
     }
-    let set: Option<OwnedFd> = build(grants).map_err(|_| Errno::INVAL)?.into();
+    let set: Option<OwnedFd> = build(grants, also).map_err(|_| Errno::INVAL)?.into();
     set.ok_or(Errno::OPNOTSUPP)
 }
 
-fn build(grants: &Grants) -> Result<RulesetCreated, RulesetError> {
+fn build(grants: &Grants, also: &[PathBuf]) -> Result<RulesetCreated, RulesetError> {
     let mut set = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
@@ -36,9 +36,10 @@ fn build(grants: &Grants) -> Result<RulesetCreated, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
     for (paths, access) in [
-        (&grants.execute, AccessFs::Execute | AccessFs::ReadFile),
-        (&grants.read, read),
-        (&grants.write, write),
+        (&*grants.execute, AccessFs::Execute | AccessFs::ReadFile),
+        (&*grants.read, read),
+        (&*grants.write, write),
+        (also, write),
     ] {
         for path in paths {
             set = allow(set, path, access)?;

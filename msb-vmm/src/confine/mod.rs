@@ -8,6 +8,8 @@
 //! - `no_new_privs`, no capabilities, limits on descriptors and on the size of files;
 //! - namespaces of its own, where the host lets it: users, processes, mounts, IPC, host
 //!   name, control groups, and a network with nothing in it;
+//! - the guest's memory, where that is a file that others have mapped, too, in a way that
+//!   does not let it change the file;
 //! - Landlock: the files of its [`Grants`], no TCP ports, no signals and no abstract
 //!   sockets to the outside ([`files`]);
 //! - a list of the system calls it may make ([`calls`]);
@@ -20,19 +22,28 @@ mod calls;
 pub(crate) mod cgroup;
 mod files;
 
+use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, Resource, WaitOptions, getrlimit, waitpid};
 
 use crate::engine::launcher;
-use crate::sys::{self, ChildSetup, REPORT_LEN, Report};
+use crate::sys::{self, ChildMemory, ChildSetup, REPORT_LEN, Report};
+pub(crate) use calls::MemoryFilters;
 use cgroup::{Group, Limits};
 
 /// Descriptors a VMM may have: devices, disks with an image's layers, event counters.
@@ -47,6 +58,8 @@ pub(crate) struct Grants {
     pub(crate) read: Vec<PathBuf>,
     /// Files and devices that it reads and writes.
     pub(crate) write: Vec<PathBuf>,
+    /// The file that it maps copy-on-write as its guest's memory.
+    pub(crate) memory: Option<GuestMemory>,
     /// The longest file it may write, in bytes.
     pub(crate) largest_file: u64,
     /// No huge pages. QEMU asks for them for the code that its translator writes, of which a
@@ -55,6 +68,75 @@ pub(crate) struct Grants {
     pub(crate) small_pages: bool,
     /// What it is limited to as a whole, where the host lets it.
     pub(crate) limits: Option<Limits>,
+}
+
+/// A file that others have mapped, too.
+#[derive(Debug)]
+pub(crate) struct GuestMemory {
+    /// Where it is opened for reading and writing, where nobody hands it over.
+    pub(crate) path: PathBuf,
+    /// Whether the VMM gives back what the guest does not need.
+    pub(crate) returns: bool,
+}
+
+/// What a VMM waits for that is to be handed the guest's memory.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    path: CString,
+    number: RawFd,
+}
+
+impl Listener {
+    /// Hands `memory` over, for reading only, once the VMM wants to open it.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and `BrokenPipe` when the VMM has ended.
+    pub(crate) fn hand_over(self, memory: &File, deadline: Instant) -> io::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut fds, Some(&left)) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+                Ok(_) if fds[0].revents().contains(PollFlags::IN) => {}
+                Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+            match sys::hand_over(&self.socket, &self.path, memory.as_fd(), self.number) {
+                Ok(true) => return Ok(()),
+                // It has opened something else, or does not wait any more.
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Whether this process may read the memory of those that it has started, as it has to where
+/// it says what they open: Yama's settings above 1 keep all but root from it, and those above
+/// 2 root, too.
+fn can_read_children() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let scope = scope.ok().and_then(|text| text.trim().parse::<u32>().ok());
+    match scope.unwrap_or(0) {
+        0 | 1 => true,
+        2 => rustix::process::geteuid().is_root(),
+        _ => false,
+    }
+}
+
+/// Whether this host can keep the file of a guest's memory as it is, whatever the guest gives
+/// back of its memory.
+pub(crate) fn can_return_memory() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| {
+        let actions = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail");
+        actions.is_ok_and(|actions| actions.split_ascii_whitespace().any(|it| it == "errno"))
+    })
 }
 
 /// What holds for a VMM beyond what holds on every host.
@@ -67,6 +149,8 @@ pub struct Confinement {
     pub landlock: Result<u32, Lacking>,
     /// System calls restricted to a list, or why not.
     pub system_calls: Result<(), Lacking>,
+    /// Memory that it shares with others can't be written to, or why not.
+    pub memory: Result<(), Lacking>,
     /// Memory, threads and processor time limited by a control group, or why not.
     pub limits: Result<(), Lacking>,
 }
@@ -94,6 +178,8 @@ pub(crate) struct Confined {
     pub(crate) confinement: Confinement,
     /// Its control group, to be kept for as long as it lives.
     pub(crate) group: Option<Group>,
+    /// Waits to be asked for the guest's memory.
+    pub(crate) listener: Option<Listener>,
 }
 
 /// Starts `command` as a VMM that keeps exactly the descriptors `inherit`, besides its
@@ -117,17 +203,34 @@ fn spawn_as(
     ids: [String; 2],
 ) -> io::Result<Confined> {
     command.env_clear();
-    let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (report, report_theirs) = UnixStream::pair()?;
     let (alive_theirs, alive) = pipe_with(PipeFlags::CLOEXEC)?;
-    let ruleset = files::ruleset(grants);
+    let ruleset = files::ruleset(grants, &[]);
+    let opening = grants.memory.as_ref();
+    let opening = opening.map(|memory| files::ruleset(grants, std::slice::from_ref(&memory.path)));
+    let descriptors = descriptors();
+    // The highest, which nothing else ever is.
+    let number = RawFd::try_from(descriptors - 1).unwrap_or(RawFd::MAX);
+    let raw = |ruleset: &Result<OwnedFd, Errno>| ruleset.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+    let path = grants.memory.as_ref().map(|memory| &memory.path);
+    let path = path.map(|path| CString::new(path.as_os_str().as_bytes()));
+    let path = path.transpose()?;
+    let memory = grants.memory.as_ref().zip(opening.as_ref());
+    let memory = memory.map(|(memory, opening)| ChildMemory {
+        filters: calls::memory_filters(number),
+        is_handed: can_read_children(),
+        ruleset: raw(opening),
+        returns: memory.returns,
+    });
     let setup = ChildSetup {
         inherit,
         report: report_theirs.as_raw_fd(),
         alive: alive_theirs.as_raw_fd(),
         parents_alive: alive.as_raw_fd(),
-        ruleset: ruleset.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+        ruleset: raw(&ruleset),
         filters: calls::filters(),
-        descriptors: MAX_DESCRIPTORS,
+        memory,
+        descriptors,
         largest_file: grants.largest_file,
         small_pages: grants.small_pages,
         ids,
@@ -135,9 +238,9 @@ fn spawn_as(
     sys::before_exec(&mut command, setup);
     let spawned = launcher::spawn(command);
     drop(report_theirs);
-    let report = read_report(report);
+    let report = read_report(&report);
     match (spawned, report) {
-        (Ok(mut child), Some(report)) => {
+        (Ok(mut child), Some((report, listener))) => {
             // What was forked is the VMM, or has made it and ended.
             if Pid::from_child(&child) != report.pid {
                 let _ = child.wait();
@@ -160,14 +263,20 @@ fn spawn_as(
                     namespaces: check(report.namespaces),
                     landlock,
                     system_calls: check(report.filter),
+                    memory: check(report.memory),
                     limits,
                 },
                 group,
+                listener: listener.zip(path).map(|(socket, path)| Listener {
+                    socket,
+                    path,
+                    number,
+                }),
             })
         }
         (Err(error), report) => {
             // It has failed to become the program and ends by itself.
-            if let Some(report) = report {
+            if let Some((report, _)) = report {
                 let _ = waitpid(Some(report.pid), WaitOptions::empty());
             }
             Err(error)
@@ -180,10 +289,32 @@ fn spawn_as(
     }
 }
 
-fn read_report(report: OwnedFd) -> Option<Report> {
+/// How many descriptors a VMM may have here.
+fn descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    limit.map_or(MAX_DESCRIPTORS, |limit| limit.min(MAX_DESCRIPTORS))
+}
+
+/// Reads what the child says, and what comes along.
+fn read_report(report: &UnixStream) -> Option<(Report, Option<OwnedFd>)> {
     let mut bytes = [0; REPORT_LEN];
-    File::from(report).read_exact(&mut bytes).ok()?;
-    Report::decode(&bytes)
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(report, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            received => break received.ok()?,
+        }
+    };
+    let mut descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let listener = descriptors.next().and_then(|mut it| it.next());
+    // It is sent, and so received, as a whole.
+    let report = (received.bytes == REPORT_LEN).then(|| Report::decode(&bytes))??;
+    Some((report, listener))
 }
 
 fn check(errno: i32) -> Result<(), Lacking> {
@@ -204,7 +335,13 @@ pub fn examine() -> io::Result<Confinement> {
         .into_iter()
         .find(|path| path.exists())
         .ok_or(io::ErrorKind::NotFound)?;
-    let mut grants = Grants::default();
+    let mut grants = Grants {
+        memory: Some(GuestMemory {
+            path: program.to_owned(),
+            returns: false,
+        }),
+        ..Grants::default()
+    };
     grants.program(program);
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::null());

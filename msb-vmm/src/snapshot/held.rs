@@ -1,8 +1,7 @@
 //! Memory of a snapshot that is not to be kept: a sealed file without a name.
 //!
-//! Whoever goes on from it maps it copy-on-write and opens it for writing, as QEMU does with
-//! any memory file; a seal keeps a VMM that was taken over from changing what the others
-//! read.
+//! Whoever goes on from it maps it copy-on-write. A seal keeps everybody from changing what
+//! the others read: also the one who saved it, and a VMM that had to open it for writing.
 //!
 //! Read: `memfd_create(2)`, and `F_ADD_SEALS` in `fcntl(2)`.
 

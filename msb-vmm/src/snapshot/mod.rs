@@ -31,5 +31,4 @@ pub(crate) mod overlay;
 mod store;
 
 pub use held::HeldMemory;
-pub(crate) use held::is_sealed;
 pub use store::{GiveUp, Listed, Snapshot, SnapshotDraft, Snapshots};

@@ -18,6 +18,8 @@ use std::process::Command;
 use rustix::process::Pid;
 use seccompiler::{BpfProgram, sock_filter};
 
+use crate::confine::MemoryFilters;
+
 /// The namespaces of a VMM, but for that of users.
 const SPACES: libc::c_int = libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
@@ -27,14 +29,14 @@ const SPACES: libc::c_int = libc::CLONE_NEWPID
     | libc::CLONE_NEWCGROUP;
 
 /// What becomes of the VMM's process, in native byte order.
-pub(crate) const REPORT_LEN: usize = 16;
+pub(crate) const REPORT_LEN: usize = 20;
 
 /// What the child does to itself.
 #[derive(Debug)]
 pub(crate) struct ChildSetup {
     /// Descriptors that stay open across `exec`, under the same numbers.
     pub(crate) inherit: Vec<RawFd>,
-    /// Where the [`Report`] goes.
+    /// A socket to where the [`Report`] goes, with the listener if there is one.
     pub(crate) report: RawFd,
     /// The end of a pipe whose other end, here `parents_alive`, only the parent keeps: what
     /// reads as ended has outlived its parent.
@@ -43,6 +45,7 @@ pub(crate) struct ChildSetup {
     /// Landlock rules, or -1.
     pub(crate) ruleset: RawFd,
     pub(crate) filters: [BpfProgram; 2],
+    pub(crate) memory: Option<ChildMemory>,
     /// How many descriptors it may have.
     pub(crate) descriptors: u64,
     /// How long a file may get that it writes, in bytes.
@@ -51,6 +54,20 @@ pub(crate) struct ChildSetup {
     pub(crate) small_pages: bool,
     /// Lines for `uid_map` and `gid_map`: the child stays who it is.
     pub(crate) ids: [String; 2],
+}
+
+/// How the child comes to the guest's memory, where that is a file that others have mapped,
+/// too: what it opens is handed over by its parent, and can only be read. On a host that
+/// can't do that it opens the file.
+#[derive(Debug)]
+pub(crate) struct ChildMemory {
+    pub(crate) filters: MemoryFilters,
+    /// Whether its parent can do that.
+    pub(crate) is_handed: bool,
+    /// Landlock rules that allow it to open the file, or -1.
+    pub(crate) ruleset: RawFd,
+    /// Whether it gives back what the guest does not need, which the file must not notice.
+    pub(crate) returns: bool,
 }
 
 /// What the child says of itself.
@@ -62,6 +79,7 @@ pub(crate) struct Report {
     pub(crate) namespaces: i32,
     pub(crate) landlock: i32,
     pub(crate) filter: i32,
+    pub(crate) memory: i32,
 }
 
 impl Report {
@@ -74,6 +92,7 @@ impl Report {
             namespaces: words.next()?,
             landlock: words.next()?,
             filter: words.next()?,
+            memory: words.next()?,
         })
     }
 }
@@ -127,9 +146,42 @@ impl ChildSetup {
         }
         drop_capabilities()?;
         self.keep_descriptors()?;
-        let landlock = self.restrict();
+        let (listener, memory) = self.listen();
+        let landlock = self.restrict(listener < 0);
         let filter = self.filter();
-        self.send([pid, namespaces, landlock, filter])
+        self.keep_holes_out(listener < 0)?;
+        self.send([pid, namespaces, landlock, filter, memory], listener)
+    }
+
+    /// Makes what its parent hands the memory over by; returns the error number.
+    fn listen(&self) -> (RawFd, i32) {
+        let Some(memory) = &self.memory else {
+            return (-1, 0);
+        };
+        if !memory.is_handed {
+            return (-1, libc::EPERM);
+        }
+        match take_on(&memory.filters.ask, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER) {
+            Ok(listener) => (listener, 0),
+            Err(errno) => (-1, errno),
+        }
+    }
+
+    /// Takes on the filter that keeps the file of the memory as it is.
+    fn keep_holes_out(&self, opened: bool) -> io::Result<()> {
+        let Some(memory) = &self.memory else {
+            return Ok(());
+        };
+        let filters = &memory.filters;
+        let filter = if opened {
+            &filters.opened
+        } else {
+            &filters.handed
+        };
+        match take_on(filter, 0) {
+            Err(errno) if memory.returns => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
     }
 
     /// Goes into namespaces of its own. Returns the process id that the parent sees, and
@@ -226,12 +278,16 @@ impl ChildSetup {
     }
 
     /// Takes on the Landlock rules; returns the error number.
-    fn restrict(&self) -> i32 {
-        if self.ruleset < 0 {
+    fn restrict(&self, opens_memory: bool) -> i32 {
+        let ruleset = match &self.memory {
+            Some(memory) if opens_memory => memory.ruleset,
+            _ => self.ruleset,
+        };
+        if ruleset < 0 {
             return 0;
         }
         // SAFETY: takes integers only.
-        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.ruleset, 0u32) } {
+        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0u32) } {
             0 => 0,
             _ => last_error(),
         }
@@ -239,31 +295,60 @@ impl ChildSetup {
 
     /// Takes on the filters of system calls; returns the error number.
     fn filter(&self) -> i32 {
-        for program in &self.filters {
-            let program = Program {
-                len: program.len() as libc::c_ushort,
-                filter: program.as_ptr(),
-            };
-            let mode = libc::SECCOMP_SET_MODE_FILTER;
-            // SAFETY: `program` describes memory of `self` that outlives the call; the
-            // kernel checks the instructions.
-            let taken = unsafe { libc::syscall(libc::SYS_seccomp, mode, 0u32, &raw const program) };
-            if taken != 0 {
-                return last_error();
-            }
-        }
-        0
+        let taken = self.filters.iter().map(|filter| take_on(filter, 0));
+        taken.filter_map(Result::err).next().unwrap_or(0)
     }
 
-    fn send(&self, report: [i32; 4]) -> io::Result<()> {
-        let bytes = size_of_val(&report);
-        // SAFETY: the pointer is to `bytes` bytes that outlive the call.
-        let written = unsafe { libc::write(self.report, report.as_ptr().cast(), bytes) };
-        if written == bytes as isize {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
+    /// Sends the report, and the listener if there is one.
+    fn send(&self, report: [i32; 5], listener: RawFd) -> io::Result<()> {
+        let mut bytes = libc::iovec {
+            iov_base: (&raw const report).cast_mut().cast(),
+            iov_len: size_of_val(&report),
+        };
+        // More than one descriptor takes, and aligned.
+        let mut control = [0u64; 8];
+        // SAFETY: zeros are valid for these plain structures. The pointers are to locals that
+        // outlive the call, and `control` is larger than one header with one descriptor.
+        unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &raw mut bytes;
+            message.msg_iovlen = 1;
+            if listener >= 0 {
+                let size = size_of::<RawFd>() as u32;
+                message.msg_control = control.as_mut_ptr().cast();
+                message.msg_controllen = libc::CMSG_SPACE(size) as usize;
+                let header = libc::CMSG_FIRSTHDR(&raw const message);
+                (*header).cmsg_level = libc::SOL_SOCKET;
+                (*header).cmsg_type = libc::SCM_RIGHTS;
+                (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
+                libc::CMSG_DATA(header)
+                    .cast::<RawFd>()
+                    .write_unaligned(listener);
+            }
+            let sent = libc::sendmsg(self.report, &raw const message, libc::MSG_NOSIGNAL);
+            if sent == size_of_val(&report) as isize {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
         }
+    }
+}
+
+/// Takes on a filter of system calls; returns what the kernel does, or the error number.
+fn take_on(program: &BpfProgram, flags: libc::c_ulong) -> Result<RawFd, i32> {
+    let program = Program {
+        len: program.len() as libc::c_ushort,
+        filter: program.as_ptr(),
+    };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: `program` describes memory of the caller's that outlives the call; the kernel
+    // checks the instructions.
+    let taken = unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) };
+    if taken < 0 {
+        Err(last_error())
+    } else {
+        Ok(taken as RawFd)
     }
 }
 

@@ -16,15 +16,16 @@
 //!
 //! # Trust
 //!
-//! QEMU insists on opening the memory file for writing, although it maps it privately.
-//! A VMM that was taken over could write to it. The store remembers the file's change
-//! time, which no unprivileged process can set, and rebuilds a template whose files
-//! are no longer as they were saved.
+//! QEMU insists on opening the memory file for writing, although it maps it privately. In
+//! place of what it opens it is handed a descriptor that can only be read
+//! ([`Confinement::memory`](crate::Confinement::memory) says whether this host can do that).
 //!
-//! That keeps later starts from a changed template, not the copies that run already: they
-//! see what they have not touched yet change. And it takes a file system that notes writes
-//! through a mapping: on tmpfs a page that was read first can be changed unnoticed, so a
-//! store does not belong there.
+//! Elsewhere a VMM that was taken over could write to it. The store remembers the file's
+//! change time, which no unprivileged process can set, and rebuilds a template whose files
+//! are no longer as they were saved. That keeps later starts from a changed template, not the
+//! copies that run already: they see what they have not touched yet change. And it takes a
+//! file system that notes writes through a mapping: on tmpfs a page that was read first can be
+//! changed unnoticed, so a store does not belong there.
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -42,6 +42,32 @@ fn start(folder: &Path, templates: &Templates) -> (Vm, std::os::unix::net::UnixS
     (vm, shell)
 }
 
+/// Checks that a machine has a memory file mapped copy-on-write, and open for reading only.
+fn can_only_read(vm: &Vm, ram: &Path) {
+    assert_eq!(*vm.confinement().memory.as_ref().unwrap(), ());
+    let file = fs::metadata(ram).unwrap();
+    let proc = |what: &str| Path::new("/proc").join(vm.pid().to_string()).join(what);
+    let mut found = 0;
+    for entry in fs::read_dir(proc("fd")).unwrap() {
+        let path = entry.unwrap().path();
+        if !fs::metadata(&path).is_ok_and(|open| open.ino() == file.ino()) {
+            continue;
+        }
+        let info = fs::read_to_string(proc("fdinfo").join(path.file_name().unwrap())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        assert_eq!(flags & libc::O_ACCMODE, libc::O_RDONLY, "{info}");
+        found += 1;
+    }
+    let maps = fs::read_to_string(proc("maps")).unwrap();
+    let inode = format!(" {} ", file.ino());
+    for line in maps.lines().filter(|line| line.contains(&inode)) {
+        assert_eq!(line.split(' ').nth(1), Some("rw-p"), "{line}");
+        found += 1;
+    }
+    assert!(found >= 2, "{found}");
+}
+
 fn save(vm: &mut Vm, snapshots: &Snapshots, name: &str) {
     let draft = snapshots.draft(name).unwrap();
     vm.pause().unwrap();
@@ -56,6 +82,10 @@ fn machines_go_on_from_a_snapshot_apart_from_each_other() {
     let templates = lab.templates();
     let snapshots = Snapshots::new(lab.path("snapshots"));
     let (mut vm, shell) = start(&lab.path(""), &templates);
+    let template = fs::read_dir(lab.path("templates")).unwrap();
+    let ram = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().path().join("ram");
+    let ram = template.map(ram).find(|ram| ram.exists()).unwrap();
+    can_only_read(&vm, &ram);
     let fill = "dd if=/dev/urandom of=/big bs=64k count=128 2>/dev/null; sum=$(md5sum </big)";
     run(&shell, fill).unwrap();
     run(&shell, "who=parent; printf PARENT > /dev/vdb; sync").unwrap();
@@ -77,6 +107,7 @@ fn machines_go_on_from_a_snapshot_apart_from_each_other() {
         let format = snapshot.copy_disk(1, &lab.path(name)).unwrap();
         let machine = with_disks(&lab.path(""), name, format);
         let mut child = templates.start_snapshot(&snapshot, &machine).unwrap();
+        can_only_read(&child, &lab.path("snapshots/one/ram"));
         let shell = child.take_port(PORT).unwrap();
         assert_eq!(
             run(&shell, "echo $who; echo $(md5sum </big)").unwrap(),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::detach::is_detachable;
 use super::{Origin, Platform};
+use crate::confine::can_return_memory;
 use crate::engine::cmdline;
 use crate::error::colons;
 use crate::machine::{Card, Disk, DiskFormat, MAX_DISKS, Machine, TEMPLATE_MAC};
@@ -18,6 +19,10 @@ use crate::machine::{Card, Disk, DiskFormat, MAX_DISKS, Machine, TEMPLATE_MAC};
 /// instructions, which it runs byte by byte, on a model for which Linux does
 /// not prefer them either (docs/boot.md).
 const TCG_CPU: &str = "max,-erms,family=15,model=1,stepping=0";
+
+/// TCG with 256 MiB for code that it has translated, which a VMM's limit on memory has room
+/// for. By default it is a gigabyte.
+const TCG: &str = "tcg,tb-size=256";
 
 /// The descriptors a QEMU process inherits, by their numbers.
 #[derive(Debug)]
@@ -49,6 +54,7 @@ pub(crate) fn layout(machine: &Machine, platform: &Platform) -> Vec<String> {
         let mac = TEMPLATE_MAC;
         network_device(&Card { mac, ..*card })
     }));
+    options.extend(balloon());
     options
 }
 
@@ -102,6 +108,9 @@ pub(super) fn options(
         args.add("-netdev", backend);
         args.add("-device", network_device(&Card { mac, ..*card }));
     }
+    if let Some(balloon) = balloon() {
+        args.add("-device", balloon);
+    }
     if restored {
         args.add("-incoming", "defer");
     }
@@ -130,7 +139,7 @@ fn board(machine: &Machine, platform: &Platform) -> Vec<String> {
     // need not: the command line says the rates.
     let (accelerator, cpu) = match platform {
         Platform::Kvm => ("kvm", "host"),
-        Platform::Tcg { .. } => ("tcg", TCG_CPU),
+        Platform::Tcg { .. } => (TCG, TCG_CPU),
     };
     let board = "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,\
                  auto-kernel-cmdline=on,memory-backend=ram";
@@ -211,6 +220,13 @@ fn network_device(card: &Card) -> String {
         "virtio-net-device,netdev=network,mac={mac},host_mtu={mtu},guest_announce=off,\
          bus=virtio-mmio-bus.{slot}"
     )
+}
+
+/// What the guest tells of memory that it has freed, where the host can take it back.
+fn balloon() -> Option<String> {
+    let slot = LAST_SLOT - 2 - MAX_DISKS;
+    can_return_memory()
+        .then(|| format!("virtio-balloon-device,free-page-reporting=on,bus=virtio-mmio-bus.{slot}"))
 }
 
 /// The name of the node that is a disk to the guest.

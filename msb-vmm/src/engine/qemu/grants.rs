@@ -5,10 +5,9 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::{Origin, Qemu};
-use crate::confine::Grants;
+use crate::confine::{Grants, GuestMemory, can_return_memory};
 use crate::engine::{Isolation, files};
 use crate::machine::Machine;
-use crate::snapshot::is_sealed;
 
 /// Where distributions keep the firmware: qboot.
 const FIRMWARE: [&str; 3] = [
@@ -51,13 +50,14 @@ pub(super) fn of(qemu: &Qemu, machine: &Machine, origin: &Origin<'_>) -> Grants 
             grants.largest_file = machine.memory.bytes().max(MAX_STATE);
             false
         }
-        // QEMU opens it for writing, although it maps it privately. It can be saved again.
+        // It can be saved again.
         Origin::Restore { ram, .. } | Origin::Fork { ram, .. } => {
             // What is sealed has no place in the tree of files, which rules are about, and
             // nobody can write to it.
-            if !is_sealed(ram) {
-                grants.write.push(opened(ram));
-            }
+            grants.memory = Some(GuestMemory {
+                path: opened(ram),
+                returns: can_return_memory(),
+            });
             grants.largest_file = MAX_STATE;
             false
         }

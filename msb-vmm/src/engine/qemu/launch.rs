@@ -64,9 +64,19 @@ pub(super) fn launch(
     command.args(args::options(machine, platform, origin, &fds));
     command.stdin(Stdio::null()).stdout(console).stderr(stderr);
     let grants = grants::of(qemu, machine, origin);
-    let child =
+    let mut child =
         confine::spawn(command, inherit, &grants).map_err(os("start qemu-system-x86_64"))?;
-    let process = VmmProcess::new(child, outputs)?;
+    let listener = child.listener.take();
+    let mut process = VmmProcess::new(child, outputs)?;
+    if let (Some(listener), Origin::Restore { ram, .. } | Origin::Fork { ram, .. }) =
+        (listener, origin)
+    {
+        let handed = listener.hand_over(ram, Instant::now() + PATIENCE);
+        handed.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => process.exited_early(PROGRAM),
+            _ => os("hand over the guest's memory")(error),
+        })?;
+    }
     let qmp = Connection::new(control, Instant::now() + PATIENCE)
         .map_err(os("set up the control socket"))?;
     Ok(Launched {
