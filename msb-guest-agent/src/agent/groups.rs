@@ -1,4 +1,5 @@
-//! Cgroups for commands: the bound on the memory of all of them, and who was killed for it.
+//! Cgroups for commands: the bound on the memory of all of them, who was killed for it, and
+//! their shares of processor time.
 //!
 //! ```text
 //! /        the agent
@@ -31,6 +32,10 @@ use crate::message::ByteString;
 /// The group of all commands.
 const ALL: &str = "msb";
 
+/// Memory, and processor time: the agent's turn comes however many processes there are, and a
+/// command has as much of it as any other, with all of its descendants.
+const CONTROLLERS: &str = "+memory +cpu";
+
 /// The part of what memory is available that commands can't have, and its bounds: enough for
 /// an agent that passes on as much as it may hold, and for the kernel's own.
 const RESERVED_PART: u64 = 32;
@@ -46,10 +51,10 @@ const MAX_LOOKS: usize = 8;
 
 /// Makes the group of all commands. `available` is what memory nobody needs yet, in bytes.
 pub(super) fn make(cgroups: BorrowedFd<'_>, available: u64) -> io::Result<()> {
-    write(cgroups, "cgroup.subtree_control", "+memory")?;
+    write(cgroups, "cgroup.subtree_control", CONTROLLERS)?;
     make_dir(cgroups, ALL)?;
     let all = open_dir(cgroups, ALL)?;
-    write(all.as_fd(), "cgroup.subtree_control", "+memory")?;
+    write(all.as_fd(), "cgroup.subtree_control", CONTROLLERS)?;
     let reserve = (available / RESERVED_PART).clamp(MIN_RESERVE, MAX_RESERVE);
     if available > 2 * reserve {
         let most = (available - reserve).to_string();
