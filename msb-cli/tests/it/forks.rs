@@ -110,7 +110,7 @@ fn sandboxes_are_forked_and_gone_on_from() {
     let nothing = msb(&["snapshot", "prune", "-y"]).success();
     assert!(nothing.starts_with("no snapshot"), "{nothing}");
     let old = msb(&["snapshot", "prune", "--older-than", "1ms", "-n"]).success();
-    assert!(old.starts_with("  warm (made just now)\n"), "{old}");
+    assert!(old.starts_with("  warm (made "), "{old}");
     let ram = lab.home().join("snapshots/warm/ram");
     let ram = std::fs::File::options().write(true).open(ram).unwrap();
     ram.write_all_at(b"?", 4096).unwrap();
