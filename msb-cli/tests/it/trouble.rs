@@ -170,3 +170,24 @@ fn a_kernel_that_panics_is_told_as_that() {
     assert_eq!(run.code, Some(125), "{run:?}");
     assert!(run.stderr.contains("the guest shut down"), "{run:?}");
 }
+
+/// However many processes one command has, another gets its share of the processor.
+#[test]
+fn a_fork_bomb_keeps_no_other_command_from_its_turn() {
+    let lab = Lab::shared();
+    let kept = kept(&lab, "bomb", &["-m", "256M"], BUSYBOX);
+    let mut bomb = lab.msb(["exec", &kept.name, "--", "sh", "-c"]);
+    bomb.arg("f() { f | f & }; f; sleep 1000");
+    let mut bomb = bomb.stderr(Stdio::null()).spawn().expect("spawn");
+    until("there are many", || {
+        let mut metrics = lab.msb(["metrics", "--format", "json", &kept.name]);
+        let told: serde_json::Value =
+            serde_json::from_str(&finish(&mut metrics, b"").success()).expect("JSON");
+        told[0]["guest"]["processes"].as_u64() > Some(200)
+    });
+    for _ in 0..3 {
+        assert_eq!(kept.exec(&["echo", "ran"]).success(), "ran\n");
+    }
+    bomb.kill().expect("kill");
+    bomb.wait().expect("wait");
+}
