@@ -160,6 +160,9 @@ fn the_server_gets_the_value_and_the_guest_never_does() {
             assert!(!holds(&file, &forms(VALUE)), "{}", file.display());
         }
     }
+    // Buffers of connections that are over are given back.
+    let environ = PathBuf::from(format!("/proc/{}/environ", pid("supervisor_pid")));
+    assert!(holds(&environ, &["GLIBC_TUNABLES=glibc.malloc".into()]));
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid("supervisor_pid")));
     let limits = limits.expect("limits");
     let core = limits.lines().find(|line| line.starts_with("Max core"));

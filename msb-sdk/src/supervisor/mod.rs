@@ -61,6 +61,12 @@ use crate::trouble;
 /// in process lists.
 const ARGV0: &str = "msb-supervisor";
 
+/// How the C library's memory is to be had: what is this large is given back to the host when
+/// it is not needed any more. Left to itself the library keeps it, once it has seen it come
+/// and go, and clears it for the next who asks: after a hundred connections, whose buffers are
+/// hardly used, 100 MB are resident for ever.
+const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072");
+
 /// Set by the hook: this program can supervise sandboxes.
 static HOOKED: AtomicBool = AtomicBool::new(false);
 
@@ -109,6 +115,7 @@ pub(crate) fn spawn(
         .stdout(dir.lock().map_err(failed)?)
         .stderr(log)
         .current_dir("/");
+    command.env(TUNABLES.0, tunables());
     for variable in hidden {
         command.env_remove(variable);
     }
@@ -119,6 +126,16 @@ pub(crate) fn spawn(
     }
     command.spawn().map(reap).map_err(failed)?;
     Ok(ours)
+}
+
+/// Ours, and what the user wants of the library, which counts.
+fn tunables() -> OsString {
+    let mut all = OsString::from(TUNABLES.1);
+    if let Some(own) = std::env::var_os(TUNABLES.0) {
+        all.push(":");
+        all.push(own);
+    }
+    all
 }
 
 /// Waits for the supervisor in the background, so that it leaves no zombie in

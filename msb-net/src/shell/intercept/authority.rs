@@ -147,3 +147,70 @@ fn names(server: &CertificateDer<'_>) -> Vec<String> {
     names.dedup();
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier as _;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{ServerName, UnixTime};
+    use rustls::{CertificateError, RootCertStore};
+
+    use super::*;
+
+    fn provider() -> Arc<CryptoProvider> {
+        Arc::new(rustls::crypto::ring::default_provider())
+    }
+
+    /// A guest whose clock is somewhat wrong believes it, for the names of the server.
+    #[test]
+    fn certificates_have_the_servers_names_and_bear_with_clocks() {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        let names = ["a.example", "*.a.example", "c.example"].map(String::from);
+        let params = CertificateParams::new(names).unwrap();
+        let server = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let host = "a.example".parse().unwrap();
+        let mut authority = Authority::new(provider()).unwrap();
+        let leaf = authority.leaf(&host, server.der()).unwrap();
+        assert!(Arc::ptr_eq(
+            &leaf,
+            &authority.leaf(&host, server.der()).unwrap()
+        ));
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
+        roots.add(root).unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+        let verifier = verifier.build().unwrap();
+        let now = SystemTime::now();
+        let verify = |name: &str, at: SystemTime| {
+            let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap());
+            let name = ServerName::try_from(name.to_owned()).unwrap();
+            let (own, rest) = leaf.cert.split_first().unwrap();
+            verifier
+                .verify_server_cert(own, rest, &name, &[], at)
+                .map(drop)
+        };
+        for name in ["a.example", "x.a.example", "c.example"] {
+            for at in [now, now - DAY, now + 100 * DAY] {
+                verify(name, at).unwrap();
+            }
+        }
+        let refused = |name, at| match verify(name, at) {
+            Err(rustls::Error::InvalidCertificate(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        let (early, late) = (now - 3 * DAY, now + 398 * DAY);
+        assert!(matches!(
+            refused("b.example", now),
+            CertificateError::NotValidForNameContext { .. }
+        ));
+        assert!(matches!(
+            refused("a.example", early),
+            CertificateError::NotValidYetContext { .. }
+        ));
+        assert!(matches!(
+            refused("a.example", late),
+            CertificateError::ExpiredContext { .. }
+        ));
+    }
+}

@@ -356,11 +356,22 @@ fn over_http2_too_with_trailers_and_large_bodies() {
 #[test]
 fn a_server_that_is_not_the_host_gets_nothing() {
     let (outside, stranger) = (Outside::new("known"), Outside::new("stranger"));
-    for (signer, name, alert) in [
-        (&stranger, "a.example", AlertDescription::UnknownCA),
-        (&outside, "b.example", AlertDescription::UnrecognisedName),
+    let h1 = b"http/1.1";
+    for (config, alert) in [
+        (
+            stranger.config("a.example", h1),
+            AlertDescription::UnknownCA,
+        ),
+        (
+            outside.config("b.example", h1),
+            AlertDescription::UnrecognisedName,
+        ),
+        (
+            outside.expired("a.example", h1),
+            AlertDescription::CertificateExpired,
+        ),
     ] {
-        let (port, seen) = servers::h1(Some(signer.config(name, b"http/1.1")));
+        let (port, seen) = servers::h1(Some(config));
         let mut world = world("preset allow-all", &outside, literal());
         let (stream, config) = (world.connect(port), world.client(b"http/1.1"));
         let error = run(connect(stream, config, "a.example")).expect_err("no connection");

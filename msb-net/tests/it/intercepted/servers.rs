@@ -39,6 +39,20 @@ impl Outside {
 
     pub(crate) fn config(&self, name: &str, protocol: &[u8]) -> Arc<ServerConfig> {
         let params = CertificateParams::new([name.to_owned()]).unwrap();
+        self.signed(&params, protocol)
+    }
+
+    /// A certificate that was good until a day ago.
+    pub(crate) fn expired(&self, name: &str, protocol: &[u8]) -> Arc<ServerConfig> {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        let day = std::time::Duration::from_secs(24 * 3600);
+        let yesterday = std::time::SystemTime::now() - day;
+        params.not_before = (yesterday - day).into();
+        params.not_after = yesterday.into();
+        self.signed(&params, protocol)
+    }
+
+    fn signed(&self, params: &CertificateParams, protocol: &[u8]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
