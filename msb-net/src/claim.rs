@@ -5,7 +5,8 @@
 //! Host (RFC 9112, 3.2). Only what comes first is read: later requests of the same
 //! connection, and what is inside TLS, are not.
 //!
-//! An answer that was given for some bytes holds for whatever follows them.
+//! An answer that was given for some bytes holds for whatever follows them, but for
+//! [`Claimed::Unclear`].
 
 use crate::Name;
 use crate::policy::{Claim, Transport};
@@ -21,6 +22,9 @@ pub enum Claimed {
     Partial,
     /// They are neither TLS nor HTTP/1.
     Foreign,
+    /// Neither yet, but they may become HTTP/1 with a method that is not known here. Nobody
+    /// is kept waiting for that: whoever passes them on looks for it ([`Line`]).
+    Unclear,
     /// They could have named a host and did not, or not in a way that everyone
     /// reads alike.
     Absent,
@@ -33,7 +37,7 @@ impl Claimed {
     pub(crate) fn by(&self, transport: Transport) -> Claim<'_> {
         match self {
             Self::Name(name) => Claim::Name(name),
-            Self::Foreign if !transport.must_claim() => Claim::None,
+            Self::Foreign | Self::Unclear if !transport.must_claim() => Claim::None,
             _ => Claim::Absent,
         }
     }
@@ -71,7 +75,76 @@ pub fn examine(bytes: &[u8]) -> Claimed {
 /// Tells whether a client's first bytes ask a proxy for a tunnel: the host they name is
 /// the tunnel's end, and not whoever is spoken to.
 pub fn is_tunnel(bytes: &[u8]) -> bool {
-    bytes.starts_with(CONNECT)
+    let token = CONNECT.trim_ascii_end();
+    let begun = bytes.trim_ascii_start();
+    // Behind more than is looked at of what servers skip it could be one.
+    if bytes.len() >= MAX_EXAMINED && CONNECT.starts_with(begun) {
+        return true;
+    }
+    let parts = begun.split_at_checked(token.len());
+    // As the most generous of readers has it.
+    parts.is_some_and(|(method, rest)| {
+        method.eq_ignore_ascii_case(token) && rest.first().is_some_and(|byte| is_blank(*byte))
+    })
+}
+
+/// Tells whether bytes are but what servers of HTTP skip before a request.
+pub fn is_skipped(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().is_empty()
+}
+
+/// A client's first line, byte by byte: whether it is that of a request, whatever its
+/// method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Line {
+    /// Nothing, or what servers skip before a request: empty lines (RFC 9112, 2.2), and some
+    /// blanks too.
+    #[default]
+    Start,
+    /// A method, or whatever else is a token (RFC 9110, 5.6.2).
+    Method,
+    /// What stands behind it, with so many characters of the version at its end.
+    Target(usize),
+    /// It is the line of a request.
+    Request,
+    /// It is not, whatever follows.
+    Other,
+}
+
+impl Line {
+    /// Reads on.
+    #[must_use]
+    pub fn read(self, bytes: &[u8]) -> Self {
+        bytes.iter().fold(self, |line, byte| line.next(*byte))
+    }
+
+    fn next(self, byte: u8) -> Self {
+        /// How a version begins that stands behind a blank.
+        const VERSION: &[u8] = b"HTTP/";
+        match (self, byte) {
+            (Self::Request | Self::Other, _) => self,
+            (Self::Start, byte) if byte.is_ascii_whitespace() => Self::Start,
+            (Self::Start | Self::Method, byte) if is_token(byte) => Self::Method,
+            (Self::Method | Self::Target(_), byte) if is_blank(byte) => Self::Target(1),
+            (Self::Start | Self::Method, _) | (Self::Target(_), b'\n' | 0) => Self::Other,
+            (Self::Target(seen @ 1..), byte) if byte.eq_ignore_ascii_case(&VERSION[seen - 1]) => {
+                match seen == VERSION.len() {
+                    true => Self::Request,
+                    false => Self::Target(seen + 1),
+                }
+            }
+            (Self::Target(_), _) => Self::Target(0),
+        }
+    }
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What generous readers take for the blank between the parts of a line (RFC 9112, 3).
+fn is_blank(byte: u8) -> bool {
+    b" \t\x0b\x0c\r".contains(&byte)
 }
 
 /// The content type of a TLS record with handshake messages.
@@ -179,8 +252,9 @@ fn name(text: &[u8]) -> Option<Name> {
 /// The method that asks for a tunnel (RFC 9110, 9.3.6).
 const CONNECT: &[u8] = b"CONNECT ";
 
-/// Methods of HTTP and WebDAV, with the blank behind them. A client with another
-/// one is not taken for HTTP, so that no other protocol is kept waiting.
+/// Methods of HTTP and WebDAV, with the blank behind them: what begins like one waits for the
+/// rest. With another one only the whole beginning of a line says that it is HTTP, so that
+/// no other protocol is kept waiting.
 const METHODS: &[&[u8]] = &[
     b"GET ",
     b"HEAD ",
@@ -204,13 +278,20 @@ const METHODS: &[&[u8]] = &[
 ];
 
 fn http(bytes: &[u8]) -> Claimed {
-    let Some(method) = METHODS.iter().find(|method| bytes.starts_with(method)) else {
-        let coming = METHODS.iter().any(|method| method.starts_with(bytes));
-        return if coming {
-            Claimed::Partial
-        } else {
-            Claimed::Foreign
-        };
+    let bytes = bytes.trim_ascii_start();
+    let known = METHODS.iter().find(|method| bytes.starts_with(method));
+    let method = match (known, Line::default().read(bytes)) {
+        (Some(method), _) => method,
+        _ if METHODS.iter().any(|method| method.starts_with(bytes)) => return Claimed::Partial,
+        (None, Line::Other) => return Claimed::Foreign,
+        (None, Line::Request) => {
+            let length = bytes.iter().take_while(|byte| is_token(**byte)).count();
+            match &bytes[..=length] {
+                method if method.ends_with(b" ") => method,
+                _ => return Claimed::Absent,
+            }
+        }
+        (None, _) => return Claimed::Unclear,
     };
     let Some(end) = find(bytes, b"\n") else {
         return Claimed::Partial;
@@ -456,16 +537,55 @@ mod tests {
         }
     }
 
+    /// What servers skip hides nothing from here, nor does a method that only they know.
+    #[test]
+    fn requests_are_found_behind_empty_lines_and_with_any_method() {
+        for head in [
+            "\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "\n\r\n \nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "\r\nCONNECT a.example:443 HTTP/1.0\r\n\r\n",
+            "X / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "\r\nmkcalendar /x HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        ] {
+            assert_eq!(examine(head.as_bytes()), named("a.example"), "{head:?}");
+        }
+        for head in ["\r\n", "\r\nGE", "X / HTTP/", "X / HTTP/1.1\r\nHost:"] {
+            assert_eq!(examine(head.as_bytes()), Claimed::Partial, "{head:?}");
+        }
+        for head in [
+            "X\t/ HTTP/1.1\r\n",
+            "X /\x0bhttp/1.1\r\n",
+            "GET\t/ HTTP/1.1\r\n",
+        ] {
+            assert_eq!(examine(head.as_bytes()), Claimed::Absent, "{head:?}");
+        }
+        for head in ["CONNECT a", "\r\nCONNECT a", "\n connect\ta", "Connect\ra"] {
+            assert!(is_tunnel(head.as_bytes()), "{head:?}");
+        }
+        for end in ["", "CONN"] {
+            let head = format!("{}{end}", "\r\n".repeat(MAX_EXAMINED / 2));
+            assert!(is_tunnel(head.as_bytes()), "{end}");
+        }
+        for head in ["\r\n", "CONNECT", "CONNECTED ", "XCONNECT ", "GET CONNECT "] {
+            assert!(!is_tunnel(head.as_bytes()), "{head:?}");
+        }
+    }
+
     #[test]
     fn other_protocols_are_not_kept_waiting() {
         for bytes in [
             &b"SSH-2.0-OpenSSH\r\n"[..],
             b"EHLO me\r\n",
             b"\0\0\0\x08\x04\xd2\x16\x2f",
-            b"FOO / HTTP/1.1\r\nHost: a.example\r\n\r\n",
-            b"GIT",
+            b"SSH-2.0-OpenSSH_9.2 Debian-2\r\n",
+            b"003egit-upload-pack /project.git\0host=a.example\0",
+            b"<?xml version='1.0'?>",
+            b"FOO /\r\n HTTP/1.1\r\n",
         ] {
             assert_eq!(examine(bytes), Claimed::Foreign, "{bytes:?}");
+        }
+        for bytes in [&b"GIT"[..], b"hello", b"FOO ", b"FOO / HTTP", b"\r\nFOO"] {
+            assert_eq!(examine(bytes), Claimed::Unclear, "{bytes:?}");
         }
         assert_eq!(examine(b""), Claimed::Partial);
         assert_eq!(examine(b"PROPF"), Claimed::Partial);

@@ -9,6 +9,7 @@
 //! | `query` | `name`, `type`, `server` (whom the guest meant to ask), `code`, `from` (`upstream`, `cache`, `gateway`) and `addresses` (how many) if it was answered, `filtered` (records taken out), `refusal` (why it was not answered), `rule`, `by` (if the policy was asked), `duration` (seconds) |
 //! | `closed` | `flow`, `ended`, `sent`, `received` (payload bytes, seen from the guest), `duration` (seconds) |
 //! | `request-deny`, `request-refuse` | `method`, `path`, `by` or `reason` (in words), `flow`, `host` |
+//! | `tunnel` | `method` (`CONNECT`), `path` (the port, behind a colon), `by` (in words: it may be asked for), `flow`, `host` |
 //! | `secret` | `secret` (its name: a request got the value), `method`, `path`, `flow`, `host` |
 //! | `untrusted`, `pinned` | `reason`, `flow`, `host`: the server, or the client, did not accept a certificate |
 //! | `no-value` | `secret`, `flow`, `host`: its source has none |
@@ -181,6 +182,11 @@ fn request(line: &mut Object, note: &Note) {
                 "request-deny",
                 &[("method", method), ("path", path), ("by", by)],
             );
+        }
+        Note::Tunnel { port, by } => {
+            let (method, path) = ("CONNECT".into(), format!(":{port}"));
+            let parts = [("method", &method), ("path", &path), ("by", by)];
+            told("tunnel", &parts);
         }
         Note::Refused { method, path, why } => {
             let parts = [("method", method), ("path", path), ("reason", why)];

@@ -29,6 +29,36 @@ const NOWHERE: &[(&str, &str)] = &[
     ),
 ];
 
+/// Ends of names that are in no public tree, and so mean something else to each who
+/// resolves them: RFC 6761, RFC 8375, what is kept for private use, and what is taken for it
+/// (RFC 6762, appendix G).
+const PRIVATE: &[&str] = &[
+    "localhost",
+    "localdomain",
+    "internal",
+    "home.arpa",
+    "test",
+    "intranet",
+    "private",
+    "corp",
+    "home",
+    "lan",
+    // A cloud's word for the machine itself.
+    "metadata.goog",
+];
+
+/// Tells whether a name leads, if anywhere, to the inside of whoever resolves it: to that
+/// host, to its network, to the cloud's metadata.
+pub(crate) fn is_inside(name: &Name) -> bool {
+    let under = |suffix: &str| name.suffixes().any(|own| own == suffix);
+    let single = !name.as_str().contains('.');
+    single
+        || PRIVATE
+            .iter()
+            .chain(NOWHERE.iter().map(|(own, _)| own))
+            .any(|own| under(own))
+}
+
 /// Answers for a name that nobody else is asked about.
 pub(crate) fn local(name: &Name, kind: RecordKind, gateway: (Ipv4Addr, Ipv6Addr)) -> Option<Body> {
     let under = |suffix: &str| name.suffixes().any(|own| own == suffix);
@@ -58,6 +88,32 @@ mod tests {
         let gateway = (Ipv4Addr::new(192, 168, 127, 1), Ipv6Addr::LOCALHOST);
         let body = local(&name.parse().unwrap(), RecordKind::A, gateway);
         body.map(|body| body.code)
+    }
+
+    #[test]
+    fn names_without_a_public_owner_are_the_inside() {
+        for name in [
+            "localhost",
+            "a.localhost",
+            "localhost.localdomain",
+            "host.msb.internal",
+            "metadata.google.internal",
+            "metadata.goog",
+            "printer.local",
+            "db",
+            "db.corp",
+            "nas.home.arpa",
+        ] {
+            assert!(is_inside(&name.parse().unwrap()), "{name}");
+        }
+        for name in [
+            "a.example",
+            "localhost.example",
+            "corp.com",
+            "x.home.example",
+        ] {
+            assert!(!is_inside(&name.parse().unwrap()), "{name}");
+        }
     }
 
     #[test]

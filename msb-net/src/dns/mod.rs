@@ -32,7 +32,7 @@ pub(crate) use self::body::{Body, Note, UDP_SIZE};
 pub(crate) use self::budget::Budget;
 pub(crate) use self::cache::Cache;
 pub use self::code::{Outcome, Rcode, RecordKind, Source, Unanswered};
-pub(crate) use self::local::{HOST_NAME, local};
+pub(crate) use self::local::{HOST_NAME, is_inside, local};
 pub(crate) use self::query::{FLAG_CHECKING_DISABLED, FLAG_DNSSEC_OK, Query, Unreadable, text};
 
 /// The port of the domain name system.

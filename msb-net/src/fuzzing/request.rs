@@ -82,7 +82,9 @@ pub fn http1_head(data: &[u8]) {
         };
         lines.iter().filter(is).count()
     };
-    assert_eq!(named(b"host"), 1);
+    // Clients of HTTP/1.0 name a tunnel's end once.
+    let once = head.old && head.request.method == "CONNECT";
+    assert!(named(b"host") == 1 || once && named(b"host") == 0);
     assert!(named(b"content-length") + named(b"transfer-encoding") <= 1);
     let framed = named(b"content-length") + named(b"transfer-encoding") > 0;
     assert!(framed || head.framing == Framing::None);

@@ -90,8 +90,8 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// A rule is about its requests, and they cannot be read: it is no HTTP, or
-    /// nobody is there who reads them.
+    /// A rule is about its requests, and they cannot be read: it is no HTTP, nobody is
+    /// there who reads them, or the line of the first came in pieces with an unusual method.
     Unread,
     /// It goes to a loopback or unspecified address, or one around such: no host
     /// sends that out, and dialled it would be the host of the gateway.

@@ -8,8 +8,8 @@ use super::event::Event;
 use super::event::Refusal;
 use super::{Action, FlowId, Gateway, policy};
 use crate::Name;
-use crate::claim::{self, Claimed};
-use crate::policy::{Claim, Decider, Names, Pattern, Reads};
+use crate::claim::{self, Claimed, Line};
+use crate::policy::{Claim, Decider, Names, Pattern, Reads, Verdict};
 
 /// What a flow was judged by when it opened, and will be again.
 pub(super) struct Unjudged {
@@ -17,6 +17,15 @@ pub(super) struct Unjudged {
     pub(super) bound: Vec<Name>,
     /// The policy wants it, and not only whoever takes flows apart.
     pub(super) inspect: bool,
+}
+
+/// A flow that passes although its first line may yet become that of a request, which would
+/// have had to be looked at.
+pub(super) struct Watched {
+    pub(super) line: Line,
+    facts: policy::Flow,
+    name: Option<Name>,
+    verdict: Verdict,
 }
 
 impl Gateway {
@@ -34,7 +43,13 @@ impl Gateway {
             socket.state(),
             State::SynReceived | State::Established | State::FinWait1 | State::FinWait2
         );
-        let claimed = match claim::examine(socket.peek(claim::MAX_EXAMINED).unwrap_or(&[])) {
+        let spoke = told.received > 0;
+        let bytes = socket.peek(claim::MAX_EXAMINED).unwrap_or(&[]);
+        let claimed = match claim::examine(bytes) {
+            // An answer to whoever spoke first, which no server of HTTP does.
+            Claimed::Partial if spoke && waiting > 0 && claim::is_skipped(bytes) => {
+                Claimed::Foreign
+            }
             Claimed::Partial if more_may_come => return,
             // A client that ends without a word asks for nothing.
             Claimed::Partial if waiting == 0 => {
@@ -44,10 +59,11 @@ impl Gateway {
             Claimed::Partial => Claimed::Absent,
             claimed => claimed,
         };
-        let kind = match socket.peek(claim::MAX_EXAMINED).unwrap_or(&[]) {
-            bytes if claim::is_tunnel(bytes) && self.config.intercept.is_some() => Kind::Tunnel,
-            bytes => Kind::of(bytes, &claimed),
+        let kind = match claim::is_tunnel(bytes) && self.config.intercept.is_some() {
+            true => Kind::Tunnel,
+            false => Kind::of(bytes, &claimed),
         };
+        let unclear = claimed == Claimed::Unclear;
         let claim = match &claimed {
             // Of the proxy it says nothing; whoever reads it judges the tunnel's end.
             _ if kind == Kind::Tunnel => Claim::None,
@@ -78,6 +94,14 @@ impl Gateway {
             socket.abort();
         }
         let denied = told.denied;
+        told.watched = (unclear && !denied).then(|| {
+            Box::new(Watched {
+                line: Line::default(),
+                facts,
+                name: name.clone(),
+                verdict: verdict.clone(),
+            })
+        });
         let claim = match claimed {
             Claimed::Name(name) => Some(name),
             _ => None,
@@ -102,6 +126,33 @@ impl Gateway {
                 refusal: (way == Way::Refuse).then_some(Refusal::Unread),
             });
         }
+        self.tcp.mark_ready(id);
+    }
+
+    /// Ends a flow whose first line became that of a request before anybody had it whole.
+    pub(super) fn cut_request(&mut self, id: FlowId) {
+        let Some((socket, told)) = self.tcp.open(id) else {
+            return;
+        };
+        let Some(watched) = told.watched.take() else {
+            return;
+        };
+        told.denied = true;
+        socket.abort();
+        let Watched {
+            facts,
+            name,
+            verdict,
+            ..
+        } = *watched;
+        self.events.push(Event::Decided {
+            flow: None,
+            facts,
+            name,
+            claim: None,
+            verdict,
+            refusal: Some(Refusal::Unread),
+        });
         self.tcp.mark_ready(id);
     }
 
@@ -154,7 +205,7 @@ impl Kind {
     pub(crate) fn of(bytes: &[u8], claimed: &Claimed) -> Self {
         match bytes.first() {
             Some(&TLS_HANDSHAKE) => Self::Tls,
-            _ if *claimed == Claimed::Foreign => Self::Other,
+            _ if matches!(claimed, Claimed::Foreign | Claimed::Unclear) => Self::Other,
             _ => Self::Http,
         }
     }

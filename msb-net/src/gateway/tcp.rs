@@ -13,13 +13,14 @@ use smoltcp::wire::{
 };
 
 use super::event::{DropReason, Ended, Event};
-use super::inspect::Unjudged;
+use super::inspect::{Unjudged, Watched};
 use super::packet::Packet;
 use super::reminder::Reminder;
 use super::stack::{ACK_DELAY, Spare, Stack};
 use super::throttle::Places;
 use super::{Action, Config, ConnectError, FlowId, FlowMap, Gateway, Limits, policy};
-use crate::{claim, dns};
+use crate::claim::{self, Line};
+use crate::dns;
 
 /// How long an upstream connection may take to open: what Linux waits, so that a
 /// driver that forgets a flow does not leave it here for ever.
@@ -92,6 +93,8 @@ pub(super) struct Told {
     wants_room: bool,
     /// The guest's bytes are held back until its claim was judged.
     pub(super) unjudged: Option<Box<Unjudged>>,
+    /// The guest's first line is looked at as it passes.
+    pub(super) watched: Option<Box<Watched>>,
     /// The far end is the gateway's own resolver: there is no upstream.
     resolver: bool,
     /// Its claim was refused.
@@ -105,7 +108,7 @@ pub(super) struct Told {
     /// The guest owes an acknowledgement, and was last heard of then.
     silent_since: Option<Duration>,
     sent: u64,
-    received: u64,
+    pub(super) received: u64,
 }
 
 enum Stage {
@@ -262,12 +265,28 @@ impl Gateway {
             lane.hold(now, id, place);
             return 0;
         }
+        let line = told.watched.as_ref().map(|watched| watched.line);
+        let mut cut = false;
         let taken = socket.recv(|bytes| {
             let bytes = &bytes[..bytes.len().min(allowed)];
-            let taken = if bytes.is_empty() { 0 } else { take(bytes) };
+            cut = line.is_some_and(|line| line.read(bytes) == Line::Request);
+            let taken = if bytes.is_empty() || cut {
+                0
+            } else {
+                take(bytes)
+            };
             let taken = taken.min(bytes.len());
+            if let Some(line) = line {
+                let line = line.read(&bytes[..taken]);
+                told.watched = told.watched.take().filter(|_| line != Line::Other);
+                told.watched.iter_mut().for_each(|own| own.line = line);
+            }
             (taken, taken)
         });
+        if cut {
+            self.cut_request(id);
+            return 0;
+        }
         let taken = taken.unwrap_or(0);
         lane.spend(now, place, taken);
         told.sent += taken as u64;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::head::{Fault, Fields, Request, Response};
 use crate::Name;
-use crate::policy::{self, Action, Asked, Claim, Names, Policy};
+use crate::dns;
+use crate::policy::{self, Action, Asked, Claim, Names, Policy, Reads};
 use crate::secret::coding::{Coding, Corrupt, Decoders};
 use crate::secret::substitute::{self, Grant, Refused, Substituter};
 use crate::secret::{MAX_KNOWN, Placeholder, Scrubber, SecretValue};
@@ -35,6 +36,13 @@ pub enum Note {
         method: String,
         /// Its path.
         path: String,
+        /// Who decided, in words.
+        by: String,
+    },
+    /// A tunnel through a proxy may be asked for.
+    Tunnel {
+        /// The port it leads to; the host is the session's.
+        port: u16,
         /// Who decided, in words.
         by: String,
     },
@@ -127,6 +135,14 @@ pub enum Decision {
     Forward(Option<substitute::Body>),
     /// It is answered here.
     Answer(Problem),
+}
+
+/// Why a tunnel is not asked for.
+enum Barred {
+    /// By whom it was denied, in words.
+    Denied(String),
+    /// Why, in words.
+    Refused(String),
 }
 
 /// What one connection is.
@@ -291,27 +307,11 @@ impl Session {
             let why = format!("this connection is to {}", self.context.host);
             return self.refuse(request, 421, &why);
         }
-        let policy = &self.context.policy;
-        let flow = policy::Flow::by_name(port);
-        let bound = std::slice::from_ref(&host);
-        let claim = Claim::Pending;
-        let mut verdict = policy.decide(&flow, &Names { bound, claim });
-        if verdict.action == Action::Allow {
-            let asked = Asked {
-                methods: &["CONNECT"],
-                path: "*",
-                fields: &[],
-            };
-            let claim = Claim::Name(&host);
-            let asked = policy.decide_request(&flow, &Names { bound, claim }, &asked);
-            if policy.is_about_method(&asked.by, "CONNECT") {
-                verdict = asked;
-            }
-        }
-        if verdict.action == Action::Deny {
-            let by = policy.describe(&verdict.by);
-            return Decision::Answer(self.deny(request, by));
-        }
+        let by = match self.judge_tunnel(&request.fields, &host, port) {
+            Ok(by) => by,
+            Err(Barred::Denied(by)) => return Decision::Answer(self.deny(request, by)),
+            Err(Barred::Refused(why)) => return self.refuse(request, 403, &why),
+        };
         let mut grants = self.grants.to_vec();
         grants.iter_mut().for_each(|grant| grant.value = None);
         let mut substituter = Substituter::new(&grants, "CONNECT", "");
@@ -322,7 +322,54 @@ impl Session {
             }
         }
         request.fields.remove("content-length");
+        self.note(Note::Tunnel { port, by });
         Decision::Forward(None)
+    }
+
+    /// Asks the policy about a tunnel: whether the server may be asked for one, and whether
+    /// it may lead there. Says who allowed that.
+    fn judge_tunnel(&self, fields: &Fields, host: &Name, port: u16) -> Result<String, Barred> {
+        let Context {
+            bound,
+            flow,
+            policy,
+            ..
+        } = &self.context;
+        let fields: Vec<_> = fields.0.iter().map(|field| field.name.as_str()).collect();
+        // It has no path: a rule about some is not about it, unless it says so.
+        let asked = |path| Asked {
+            methods: &["CONNECT"],
+            path,
+            fields: &fields,
+        };
+        let denied = |verdict: &policy::Verdict| match verdict.action {
+            Action::Deny => Err(Barred::Denied(policy.describe(&verdict.by))),
+            Action::Allow => Ok(()),
+        };
+        let claim = Claim::None;
+        let server = Names { bound, claim };
+        let verdict = policy.decide_request(flow, &server, &asked("/"));
+        denied(&verdict)?;
+        let named = policy.is_about_method(&verdict.by, "CONNECT");
+        if policy.reads_requests(flow, &server) == Reads::Always && !named {
+            let why = "a rule is about the requests that the proxy may get, and none says CONNECT";
+            return Err(Barred::Refused(why.into()));
+        }
+        let end = policy::Flow::by_name(port);
+        let bound = std::slice::from_ref(host);
+        let claim = Claim::Pending;
+        let verdict = policy.decide(&end, &Names { bound, claim });
+        denied(&verdict)?;
+        if dns::is_inside(host) && !policy.is_about_inside(&verdict.by) {
+            let why = format!("{host} is no public name, and no rule with names allows it");
+            return Err(Barred::Refused(why));
+        }
+        let claim = Claim::Name(host);
+        let asked = policy.decide_request(&end, &Names { bound, claim }, &asked("*"));
+        if policy.is_about_method(&asked.by, "CONNECT") {
+            denied(&asked)?;
+        }
+        Ok(policy.describe(&verdict.by))
     }
 
     /// Notes which secrets a request got.
@@ -370,11 +417,21 @@ impl Session {
             policy,
             ..
         } = &self.context;
+        let (claim, fields) = (Claim::Name(host), &request.fields.0);
+        // The flow may have been let in by the name of a proxy, for a tunnel that was not
+        // opened.
+        if self.context.tunnels {
+            let verdict = policy.decide(flow, &Names { bound, claim });
+            if verdict.action == Action::Deny {
+                let by = policy.describe(&verdict.by);
+                return Some(self.deny(request, by));
+            }
+        }
         if !policy.has_request_rules() {
             return None;
         }
         let mut methods = vec![request.method.clone()];
-        for field in &request.fields.0 {
+        for field in fields {
             // Some servers take one spelling for the other.
             if OVERRIDES.contains(&&field.name.replace('_', "-")[..]) {
                 let value = String::from_utf8_lossy(&field.value);
@@ -382,8 +439,7 @@ impl Session {
             }
         }
         let methods: Vec<_> = methods.iter().map(String::as_str).collect();
-        let claim = Claim::Name(host);
-        let fields = request.fields.0.iter().map(|field| field.name.as_str());
+        let fields = fields.iter().map(|field| field.name.as_str());
         let asked = Asked {
             methods: &methods,
             path: &request.target,

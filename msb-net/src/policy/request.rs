@@ -9,7 +9,7 @@ use std::fmt;
 
 use super::decide::Evidence;
 use super::{
-    Action, Claim, Decider, Explanation, Flow, Names, Policy, Protocol, Rule, Step, Verdict,
+    Action, Claim, Decider, Explanation, Flow, Names, Policy, Preset, Protocol, Rule, Step, Verdict,
 };
 use super::{Pattern, Target};
 use crate::http::path::PathPattern;
@@ -109,6 +109,19 @@ impl Policy {
         self.rules
             .iter()
             .any(|rule| rule.protocol == Protocol::Http)
+    }
+
+    /// Tells whether who allowed something by its name meant names of the inside, too: a rule
+    /// with names in it, or one about everything.
+    pub(crate) fn is_about_inside(&self, by: &Decider) -> bool {
+        match by {
+            Decider::Rule(index) => self
+                .rules
+                .get(*index)
+                .is_some_and(|rule| matches!(rule.target, Target::Names { .. } | Target::Any)),
+            Decider::Preset(preset) => *preset == Preset::AllowAll,
+            _ => false,
+        }
     }
 
     /// Tells whether who decided is a rule that names a method.

@@ -78,6 +78,14 @@ pub enum NetworkActivity {
         /// What decided, in words.
         by: String,
     },
+    /// A tunnel through a proxy may be asked for.
+    Tunnel {
+        /// Where it leads: the host, and as path the port behind a colon.
+        #[serde(flatten)]
+        request: Request,
+        /// What decided, in words.
+        by: String,
+    },
     /// A request was refused because of what it is.
     #[serde(rename = "request-refuse")]
     RequestRefused {
@@ -240,6 +248,9 @@ impl fmt::Display for NetworkEvent {
             NetworkActivity::RequestDenied { request, by } => {
                 write!(f, "deny request {request}: {by}")
             }
+            NetworkActivity::Tunnel { request, by } => {
+                write!(f, "allow tunnel {request}: {by}")
+            }
             NetworkActivity::RequestRefused { request, reason } => {
                 write!(f, "refuse request {request}: {reason}")
             }
@@ -382,6 +393,16 @@ mod tests {
         );
         let allowed = event(&policy, "1.1.1.1");
         assert!(matches!(allowed.activity, NetworkActivity::Allow(_)));
+    }
+
+    #[test]
+    fn a_tunnel_is_told_with_where_it_leads() {
+        let json = r#"{"time":1.5,"event":"tunnel","method":"CONNECT","path":":443","by":"rule 1","flow":3,"host":"a.example"}"#;
+        let event = NetworkEvent::parse(json.to_owned()).expect("an event");
+        assert_eq!(
+            event.to_string(),
+            "allow tunnel CONNECT a.example:443, flow 3: rule 1"
+        );
     }
 
     #[test]

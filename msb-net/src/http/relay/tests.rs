@@ -23,6 +23,21 @@ fn relay(policy: &str, change: Option<fn(&mut Secret)>) -> Relay {
 
 /// A relay over a flow to a port; behind that of TLS, TLS.
 fn over(policy: &str, change: Option<fn(&mut Secret)>, port: u16) -> Relay {
+    known(policy, change, ("a.example", "a.example"), port)
+}
+
+/// A relay to a proxy for a connection that begins with a request to a host.
+fn proxied(policy: &str, change: Option<fn(&mut Secret)>, host: &str) -> Relay {
+    known(policy, change, (host, "proxy.example"), 3128)
+}
+
+/// A relay for a host to an address with a name.
+fn known(
+    policy: &str,
+    change: Option<fn(&mut Secret)>,
+    (host, bound): (&str, &str),
+    port: u16,
+) -> Relay {
     let policy: Policy = policy.parse().unwrap();
     let grant = |change: fn(&mut Secret)| {
         let mut secret = Secret::new("TOKEN", Source::Env("T".into())).unwrap();
@@ -35,8 +50,8 @@ fn over(policy: &str, change: Option<fn(&mut Secret)>, port: u16) -> Relay {
         }
     };
     let context = Context {
-        host: "a.example".parse().unwrap(),
-        bound: vec!["a.example".parse().unwrap()],
+        host: host.parse().unwrap(),
+        bound: vec![bound.parse().unwrap()],
         flow: Flow::tcp("1.1.1.1".parse().unwrap(), port),
         secure: port == 443,
         tunnels: port != 443,
@@ -315,7 +330,11 @@ fn a_proxy_opens_a_tunnel_and_what_follows_is_not_read_here() {
         assert_eq!(relay.end(), Some(End::Tunnel));
         assert!(!relay.wants_guest() && !relay.wants_server());
         assert!(relay.to_server.is_empty(), "what came ahead waits");
-        assert_eq!(relay.session().take_notes(), []);
+        let notes = relay.session().take_notes();
+        assert!(
+            matches!(&notes[..], [Note::Tunnel { port: 8443, by }] if by.contains("allow-all")),
+            "{notes:?}"
+        );
         let rest = relay.into_tunnel().unwrap();
         assert_eq!(rest, (8443, b"ahead".to_vec(), b"hello".to_vec()));
     }
@@ -338,10 +357,51 @@ fn a_proxy_that_opens_no_tunnel_is_asked_again() {
     assert!(relay.into_tunnel().is_none());
 }
 
+/// A proxy lets the guest in by its own name, or by none; what is asked for behind that is
+/// judged by the name it has.
+#[test]
+fn asking_for_a_tunnel_opens_no_other_requests() {
+    const CONNECT: &[u8] = b"CONNECT x.ads.example:80 HTTP/1.1\r\nHost: x.ads.example:80\r\n\r\n";
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x.ads.example\r\n\r\n";
+    for policy in [
+        "preset none\nallow tcp 3128 proxy.example",
+        "preset allow-all\nblock ads.example",
+        "preset allow-all\ndeny tcp 3128 x.ads.example",
+        "preset allow-all\ndeny tcp x.ads.example",
+    ] {
+        for first in [true, false] {
+            let mut relay = proxied(policy, Some(|_| ()), "x.ads.example");
+            if first {
+                relay.from_guest(CONNECT);
+                if relay.to_server.is_empty() {
+                    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 403 "));
+                } else {
+                    take(&mut relay.to_server);
+                    relay.from_server(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n");
+                    assert!(take(&mut relay.to_guest).starts_with("HTTP/1.1 407 "));
+                }
+            }
+            relay.session().take_notes();
+            relay.from_guest(GET);
+            let got = take(&mut relay.to_guest);
+            assert_eq!(got.get(..13), Some("HTTP/1.1 403 "), "{policy}");
+            assert!(relay.to_server.is_empty());
+            let notes = relay.session().take_notes();
+            assert!(matches!(notes[..], [Note::Denied { .. }]), "{notes:?}");
+        }
+    }
+}
+
 #[test]
 fn tunnels_are_judged_by_where_they_lead() {
     let connect = |policy: &str, change: Option<fn(&mut Secret)>, head: &str| {
-        let mut relay = over(policy, change, 3128);
+        let to = head.split([' ', ':']).nth(1).unwrap();
+        let host = if to.contains("b.example") || to == "1.1.1.1" {
+            "a.example"
+        } else {
+            to
+        };
+        let mut relay = proxied(policy, change, host);
         relay.from_guest(format!("{head}\r\n").as_bytes());
         let got = take(&mut relay.to_guest);
         assert_eq!(got.is_empty(), !take(&mut relay.to_server).is_empty());
@@ -359,17 +419,76 @@ fn tunnels_are_judged_by_where_they_lead() {
             "a.example:443",
             "403",
         ),
-        ("preset none\nallow tcp 443 a.example", "a.example:443", ""),
         (
             "preset none\nallow tcp 443 a.example",
+            "a.example:443",
+            "403",
+        ),
+        (
+            "preset none\nallow tcp 3128 proxy.example\nallow tcp 443 a.example",
+            "a.example:443",
+            "",
+        ),
+        (
+            "preset none\nallow tcp 3128 proxy.example\nallow tcp 443 a.example",
             "a.example:22",
             "403",
         ),
         (
-            "preset none\nallow http GET a.example/x",
+            "preset none\nallow tcp 3128 proxy.example\nallow http GET a.example/x",
             "a.example:443",
             "",
         ),
+        // The proxy itself is asked for something, too.
+        (
+            "preset none\nallow tcp 443 a.example\nallow http GET proxy.example/ro",
+            "a.example:443",
+            "403",
+        ),
+        (
+            "preset none\nallow http GET proxy.example/ro",
+            "proxy.example:3128",
+            "403",
+        ),
+        (
+            "preset none\nallow tcp 443 a.example\nallow http CONNECT proxy.example",
+            "a.example:443",
+            "",
+        ),
+        (
+            "preset allow-all\ndeny http proxy.example",
+            "a.example:443",
+            "403",
+        ),
+        (
+            "preset allow-all\ndeny http CONNECT proxy.example",
+            "a.example:443",
+            "403",
+        ),
+        (
+            "preset allow-all\ndeny http DELETE proxy.example",
+            "a.example:443",
+            "403",
+        ),
+        (
+            "preset allow-all\nallow http CONNECT proxy.example\ndeny http DELETE proxy.example",
+            "a.example:443",
+            "",
+        ),
+        // Names that lead to the inside.
+        ("preset public-only", "localhost:5432", "403"),
+        ("preset public-only", "LOCALHOST.:5432", "403"),
+        ("preset public-only", "host.msb.internal:80", "403"),
+        ("preset public-only", "metadata.google.internal:80", "403"),
+        ("preset public-only\nallow tcp 80 public", "db:80", "403"),
+        ("preset public-only\nallow tcp 80 db.corp", "db.corp:80", ""),
+        (
+            "preset public-only\nallow tcp 80 db.corp",
+            "db.corp:81",
+            "403",
+        ),
+        ("preset public-only\nallow tcp 80 any", "db:80", ""),
+        ("preset allow-all", "localhost:5432", ""),
         (
             "preset allow-all\ndeny tcp a.example",
             "a.example:443",
@@ -395,7 +514,9 @@ fn tunnels_are_judged_by_where_they_lead() {
     ] {
         let (status, notes) = connect(policy, None, &head(to));
         assert_eq!(status, expected, "{policy}: {to}");
-        assert_eq!(notes.is_empty(), expected.is_empty(), "{policy}: {to}");
+        assert_eq!(notes.len(), 1, "{policy}: {to}");
+        let opened = matches!(notes[0], Note::Tunnel { .. });
+        assert_eq!(opened, expected.is_empty(), "{policy}: {to}");
         if let [Note::Denied { method, path, .. }] = &notes[..] {
             assert_eq!((&**method, to.ends_with(&**path)), ("CONNECT", true));
         }

@@ -100,7 +100,13 @@ async fn begin(
     let (mut up, mut down) = (vec![0; 4096], vec![0; 4096]);
     loop {
         let claimed = match claim::examine(&bytes) {
+            // An answer to whoever spoke first, which no server of HTTP does.
+            Claimed::Partial if spoke && !bytes.is_empty() && claim::is_skipped(&bytes) => {
+                Some(Claimed::Foreign)
+            }
             Claimed::Partial => None,
+            // A tunnel's client that speaks first says a whole line.
+            Claimed::Unclear if !spoke && bytes.len() < claim::MAX_EXAMINED => None,
             claimed => Some(claimed),
         };
         if let Some(claimed) = claimed {

@@ -63,7 +63,7 @@ fn a_host_with_a_secret_gets_the_value_through_a_tunnel_and_the_proxy_does_not()
     assert_unseen(&seen);
     let notes = world.notes();
     assert!(
-        matches!(&notes[..], [Note::SecretUsed { path, .. }] if path == "/x"),
+        matches!(&notes[..], [Note::Tunnel { port: 443, .. }, Note::SecretUsed { path, .. }] if path == "/x"),
         "{notes:?}"
     );
 }
@@ -80,6 +80,7 @@ fn who_a_proxy_leads_to_is_verified() {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     let alert = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
     assert_eq!(inner, Some(&alert), "{error}");
+    assert!(matches!(world.note(), Note::Tunnel { .. }));
     assert!(matches!(world.note(), Note::Untrusted { .. }));
     assert!(heads.lock().unwrap().is_empty());
     assert_unseen(&seen);
@@ -98,6 +99,7 @@ fn tls_in_a_tunnel_is_for_its_end() {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
         let alert = rustls::Error::AlertReceived(AlertDescription::UnrecognisedName);
         assert_eq!(inner, Some(&alert), "{error}");
+        assert!(matches!(world.note(), Note::Tunnel { .. }));
         let note = world.note();
         assert!(
             matches!(&note, Note::Refused { method, path, .. } if method == "CONNECT" && end.ends_with(path)),
@@ -127,7 +129,11 @@ fn other_hosts_are_not_taken_apart_in_a_tunnel_either() {
     });
     let head = &heads.lock().unwrap()[0];
     assert!(head.contains(&own) && !head.contains(VALUE), "{head}");
-    assert_eq!(world.notes(), []);
+    let notes = world.notes();
+    assert!(
+        matches!(&notes[..], [Note::Tunnel { port: 443, by }] if by.contains("allow-all")),
+        "{notes:?}"
+    );
 }
 
 /// Where a secret may go without TLS, a proxy that the guest chose must not have it.
@@ -196,6 +202,7 @@ fn what_is_not_http_passes_unless_a_rule_is_about_the_hosts_requests() {
         stream.read_to_string(&mut got).unwrap();
         assert_eq!(got, if passes { "SSH-2.0-x\r\n" } else { "" });
         if !passes {
+            assert!(matches!(world.note(), Note::Tunnel { port: 22, .. }));
             assert!(matches!(world.note(), Note::Refused { .. }));
             assert!(heads.lock().unwrap().is_empty());
         }
@@ -221,4 +228,70 @@ fn a_proxy_and_where_it_leads_are_both_to_be_allowed() {
         assert_eq!(denied, status == "403");
     }
     assert!(seen.lock().unwrap().is_empty());
+}
+
+/// What servers skip in front of a request, nobody else may take for another protocol.
+#[test]
+fn an_empty_line_in_front_hides_no_request_for_a_tunnel() {
+    let outside = Outside::new("known");
+    let rules = "preset none\nallow tcp host\nallow tcp 443 a.example";
+    for front in ["\r\n", "\n", "\r\n\r\n", " \r\n"] {
+        let (proxy, seen) = servers::proxy(1, b"");
+        let mut world = world(rules, &outside, literal());
+        let mut stream = world.connect(proxy);
+        stream.write_all(front.as_bytes()).unwrap();
+        let head = ask(&mut stream, "evil.example:443");
+        // Other readers skip more than this one.
+        let status = if front.starts_with("\r") {
+            "403"
+        } else {
+            "400"
+        };
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        assert!(seen.lock().unwrap().is_empty());
+    }
+}
+
+/// The guest cannot reach those of the proxy's own host and network by name.
+#[test]
+fn names_of_the_inside_are_no_ends_of_tunnels() {
+    let outside = Outside::new("known");
+    let (proxy, seen) = servers::proxy(1, b"");
+    let rules = format!("preset public-only\nallow tcp {proxy} host");
+    for to in ["localhost:5432", "metadata.google.internal:80", "db:80"] {
+        let mut world = world(&rules, &outside, literal());
+        let mut stream = world.connect(proxy);
+        let head = ask(&mut stream, to);
+        assert!(head.starts_with("HTTP/1.1 403 "), "{to}: {head}");
+        let note = world.note();
+        assert!(
+            matches!(&note, Note::Refused { why, .. } if why.contains("public")),
+            "{note:?}"
+        );
+    }
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+/// A method that is not known here may still be the first of a connection, whose later ones
+/// are then read.
+#[test]
+fn requests_in_a_tunnel_are_read_whatever_the_first_ones_method() {
+    let outside = Outside::new("known");
+    let (server, heads) = servers::h1(None);
+    let (proxy, _) = servers::proxy(server, b"");
+    let policy = "preset allow-all\ndeny http DELETE a.example";
+    let mut world = world(policy, &outside, literal());
+    let stream = open(&mut world, proxy, "a.example:80");
+    stream.set_nonblocking(true).unwrap();
+    run(async {
+        let mut stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        stream.write_all(b"\r\nBR").await.unwrap();
+        for (request, status) in [("EW", "200"), ("DELETE", "403")] {
+            let request = format!("{request} / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+            let answer = exchange(&mut stream, request).await;
+            let expected = format!("HTTP/1.1 {status} ");
+            assert!(answer.starts_with(&expected), "{answer}");
+        }
+    });
+    assert_eq!(heads.lock().unwrap().len(), 1);
 }
