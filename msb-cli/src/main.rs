@@ -145,7 +145,7 @@ fn hint(error: &msb_sdk::Error) -> Option<String> {
 fn report(failure: &Failure) {
     let (message, hint) = match failure {
         Failure::Sandbox(error) => {
-            let mut message = error.to_string();
+            let mut message = secret::quoted(error);
             let mut source = std::error::Error::source(error);
             while let Some(cause) = source {
                 let text = cause.to_string();

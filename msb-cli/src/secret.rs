@@ -66,7 +66,7 @@ fn numbered(flags: &[String]) -> impl Iterator<Item = Flag<'_>> {
 }
 
 /// A name as it may be shown: what does not look like one may be half of a value.
-fn shown(name: &str) -> &str {
+pub(crate) fn shown(name: &str) -> &str {
     let usual = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
     if !name.is_empty() && name.bytes().all(usual) {
         name
@@ -78,10 +78,14 @@ fn shown(name: &str) -> &str {
 impl<'a> Flag<'a> {
     /// The name and what stands behind it.
     fn named(self) -> Result<(&'a str, &'a str), Failure> {
-        self.text.split_once('=').ok_or_else(|| Failure::Usage {
-            message: format!("{self} has no '='"),
+        let failed = |what: &str| Failure::Usage {
+            message: format!("{self} has no {what}"),
             hint: Some("write NAME=SOURCE@HOST, such as TOKEN=env:TOKEN@api.example.com".into()),
-        })
+        };
+        let parts = self.text.split_once('=').ok_or_else(|| failed("'='"))?;
+        let named = somewhere(parts.0).check();
+        named.map_err(|_| failed("name of a variable in front of its '='"))?;
+        Ok(parts)
     }
 
     /// Where the value comes from.
@@ -115,15 +119,97 @@ fn variable(name: &str, variable: &str) -> Result<OsString, Failure> {
     })
 }
 
-/// Refuses a file that is not there, without its name, for the same reason.
+/// Refuses a file that is not there.
 fn exists(name: &str, path: &str) -> Result<(), Failure> {
     let found = std::fs::metadata(path).map(drop);
-    found.map_err(|error| Failure::Usage {
+    found.map_err(|error| unreadable(name, &error))
+}
+
+/// What is said of a file: not its name, for the same reason.
+fn unreadable(name: &str, error: &io::Error) -> Failure {
+    Failure::Usage {
         message: format!(
             "the file of --secret {}=file:… cannot be read: {error}",
             shown(name)
         ),
         hint: Some("behind file: stands the path of a file that holds the value".into()),
+    }
+}
+
+/// What the SDK says of a secret, with its name only as it may be shown: one in a flag for
+/// a sandbox that has no such secret may be half of a value.
+pub(crate) fn quoted(error: &msb_sdk::Error) -> String {
+    use msb_sdk::{Error, SecretProblem};
+    match error {
+        Error::Secret { name, problem } if shown(name) != name => match problem {
+            SecretProblem::Unknown | SecretProblem::Invalid(_) => {
+                let problem = problem.to_string().replace(name.as_str(), "NAME");
+                format!("a secret of --secret NAME=… cannot be used: {problem}")
+            }
+            _ => error.to_string(),
+        },
+        error => error.to_string(),
+    }
+}
+
+/// A secret with nothing but a name and some place to go: to try out what else it is to have.
+fn somewhere(name: &str) -> Secret {
+    Secret::env(name).allow_host("a.example")
+}
+
+/// A secret with one more of what stands behind the source, if that is anything.
+fn with(secret: Secret, part: &str) -> Option<Secret> {
+    Some(match part.split_once('=') {
+        None => secret.allow_host(part),
+        Some(("header", field)) => secret.header(field),
+        Some(("method", method)) => secret.method(method),
+        Some(("path", path)) => secret.path(path),
+        Some(("prefix", prefix)) => secret.prefix(prefix),
+        Some(("in", "query")) => secret.query(),
+        Some(("in", "body")) => secret.body(),
+        Some(("http", "allow")) => secret.allow_plain_http(),
+        Some(("elsewhere", "block")) => secret.block_elsewhere(),
+        Some(_) => return None,
+    })
+}
+
+/// The same, or the reason why not, which does not repeat it: a value with a comma or an '@'
+/// in it is taken for such.
+fn extended(secret: Secret, name: &str, part: &str) -> Result<Secret, Failure> {
+    let name = shown(name);
+    let (Some(secret), Some(tried)) = (with(secret, part), with(somewhere("NAME"), part)) else {
+        return Err(Failure::Usage {
+            message: format!("--secret {name}=… has an option that there is not"),
+            hint: Some(
+                "options are header=NAME, method=NAME, path=PATH, prefix=TEXT, in=query, \
+                 in=body, http=allow and elsewhere=block"
+                    .into(),
+            ),
+        });
+    };
+    let (what, hint) = match part.split_once('=') {
+        Some(("header", _)) => (
+            "header field",
+            "name one that can carry a credential, such as header=authorization",
+        ),
+        Some(("method", _)) => ("method", "name one such as method=POST"),
+        Some(("path", _)) => (
+            "path",
+            "write how paths begin, such as path=/v1, without '?' and '..'",
+        ),
+        Some(("prefix", _)) => (
+            "prefix",
+            "write a few letters, digits, '-' and '_', such as prefix=sk-",
+        ),
+        _ => (
+            "host",
+            "write names such as api.example.com, or .example.com for all below it",
+        ),
+    };
+    let checked = tried.check().map(|()| secret);
+    checked.map_err(|_| Failure::Usage {
+        message: format!("--secret {name}=… has a {what} that there cannot be"),
+        hint: Some(hint.into()),
     })
 }
 
@@ -143,8 +229,11 @@ fn secret(flag: Flag<'_>) -> Result<Secret, Failure> {
             hint: Some("say which hosts may get the value, such as @api.example.com".into()),
         });
     };
-    let secret = Secret::env(name);
-    let mut secret = match flag.source(source)? {
+    let mut secret = Secret::env(name);
+    for part in places.split(',') {
+        secret = extended(secret, name, part)?;
+    }
+    Ok(match flag.source(source)? {
         From::Env(own) => {
             variable(name, own)?;
             secret.from_env_var(own)
@@ -155,33 +244,7 @@ fn secret(flag: Flag<'_>) -> Result<Secret, Failure> {
         }
         From::Command(script) => secret.from_command(["sh", "-c", script]),
         From::Stdin => secret.value(&*stdin()?),
-    };
-    for part in places.split(',') {
-        secret = match part.split_once('=') {
-            None => secret.allow_host(part),
-            // With what stands in the field it would hold a value, too.
-            Some(("header", field)) if !field.contains([':', ' ']) => secret.header(field),
-            Some(("method", method)) => secret.method(method),
-            Some(("path", path)) => secret.path(path),
-            Some(("prefix", prefix)) => secret.prefix(prefix),
-            Some(("in", "query")) => secret.query(),
-            Some(("in", "body")) => secret.body(),
-            Some(("http", "allow")) => secret.allow_plain_http(),
-            Some(("elsewhere", "block")) => secret.block_elsewhere(),
-            Some(_) => {
-                let name = shown(name);
-                return Err(Failure::Usage {
-                    message: format!("--secret {name}=… has an option that there is not"),
-                    hint: Some(
-                        "options are header=NAME, method=NAME, path=PATH, prefix=TEXT, in=query, \
-                         in=body, http=allow and elsewhere=block"
-                            .into(),
-                    ),
-                });
-            }
-        };
-    }
-    Ok(secret)
+    })
 }
 
 /// Reads `NAME=SOURCE` of each flag, for a sandbox that knows where its values may go: their
@@ -197,7 +260,7 @@ pub(crate) fn values(flags: &[String]) -> Result<Vec<(String, Bytes)>, Failure> 
                 exists(name, path)?;
                 let file = std::fs::File::open(path);
                 let read = file.and_then(bounded);
-                read.map_err(|error| failed(&format!("cannot read {path}: {error}")))?
+                read.map_err(|error| unreadable(name, &error))?
             }
             From::Env(own) => {
                 use std::os::unix::ffi::OsStringExt;
@@ -292,6 +355,17 @@ mod tests {
             "TOKEN=file:HUNTER2@a.example",
             "TOKEN=file:/HUN/TER2@a.example",
             "TOKEN=file:~HUNTER2@a.example",
+            // As the places are read, and the name.
+            "TOKEN=env:PATH@a.example,HUN TER2!",
+            "TOKEN=env:PATH@HUN*TER2",
+            "TOKEN=env:PATH@a.example,header=HUN/TER2",
+            "TOKEN=env:PATH@a.example,method=HUN/TER2",
+            "TOKEN=env:PATH@a.example,method=hun@TER2",
+            "TOKEN=env:PATH@a.example,path=HUNTER2",
+            "TOKEN=env:PATH@a.example,path=/HUNTER2?",
+            "TOKEN=env:PATH@a.example,prefix=HUN/TER2",
+            "sk-HUNTER2=env:PATH@a.example",
+            "1HUNTER2=env:PATH@a.example",
         ] {
             for flags in [vec![flag.to_owned()], vec![flag.to_owned(); 2]] {
                 let refused = [secrets(&flags).err(), values(&flags).err()];
@@ -303,6 +377,26 @@ mod tests {
                 assert!(secrets(&flags).is_err(), "{flag}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_given_at_a_start_is_not_repeated_either() {
+        for flag in ["sk-HUNTER2=stdin", "HUN.TER2=env:PATH", "TOKEN=file:/"] {
+            let failure = values(&[flag.to_owned()]).expect_err(flag);
+            let text = format!("{failure:?}");
+            assert!(text.contains("--secret"), "{flag}: {text}");
+            assert!(!text.contains("HUN") && !text.contains("\"/\""), "{text}");
+        }
+        let unknown = |name: &str| msb_sdk::Error::Secret {
+            name: name.into(),
+            problem: msb_sdk::SecretProblem::Unknown,
+        };
+        assert!(quoted(&unknown("TOKNE")).contains("\"TOKNE\""));
+        let text = quoted(&unknown("hunter2"));
+        assert!(
+            text.contains("no such secret") && !text.contains("hunter2"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -157,6 +157,16 @@ impl Secret {
         self.spec.prefix = Some(prefix.into());
         self
     }
+
+    /// Checks all but its value and where that comes from, as is done when a sandbox gets it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Secret`]: its name, or something that says where the value may go, is none.
+    /// The message quotes it.
+    pub fn check(&self) -> Result<(), Error> {
+        self.spec.check()
+    }
 }
 
 /// What is kept of a secret: never its value.

@@ -453,11 +453,19 @@ fn secrets_that_cannot_be_used_are_refused_with_a_remedy() {
         ("TOKEN=file:/nowhere/token@a.example", "TOKEN=file:… cannot"),
         ("TOKEN=hunter2hunter2@a.example", "NAME=file:PATH"),
         ("TOKEN=env:PATH", "@api.example.com"),
-        ("TOKEN=env:PATH@a_.b..c", "a_.b..c"),
+        ("TOKEN=env:PATH@a_.b..c", "names such as api.example.com"),
         ("PATH=env:PATH@a.example", "another variable"),
         ("TOKEN=file:/dev/zero@a.example", "not a file"),
-        ("TOKEN=env:PATH@a.example,header=host", "\"host\""),
-        ("TOKEN=env:PATH@a.example,path=v1", "\"v1\""),
+        (
+            "TOKEN=env:PATH@a.example,header=host",
+            "header=authorization",
+        ),
+        ("TOKEN=env:PATH@a.example,path=v1", "path=/v1"),
+        (
+            "TOKEN=env:PATH@a.example,hunter2 hunter2",
+            "TOKEN=… has a host",
+        ),
+        ("sk-hunter2=env:PATH@a.example", "no name of a variable"),
         (
             "TOKEN=env:PATH@a.example,hunter2=hunter2",
             "elsewhere=block",
