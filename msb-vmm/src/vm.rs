@@ -79,7 +79,8 @@ const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// Finds a panic in what a kernel has said on its console.
 fn panicked(console: &str) -> Option<Exit> {
-    let at = console.find(PANIC)?;
+    // The last one: what was said before may be a guest's own.
+    let at = console.rfind(PANIC)?;
     let line = console[at + PANIC.len()..].lines().next()?;
     // Where it came from, and the registers, stand around it.
     let from = console.len().saturating_sub(MAX_CONSOLE).min(at);
@@ -100,7 +101,8 @@ fn printable(text: &str) -> String {
     text.trim().chars().map(printable).collect()
 }
 
-/// The pipes that a VMM writes to. They do not block, and drop what does not fit.
+/// The pipes that a VMM writes to. They do not block, and drop what does not fit; but QEMU has
+/// the guest wait until the console's has room again.
 #[derive(Debug)]
 pub(crate) struct Outputs {
     pub(crate) stderr: PipeReader,
@@ -117,6 +119,8 @@ pub(crate) struct VmmProcess {
     confinement: Confinement,
     outputs: Outputs,
     said: Vec<u8>,
+    /// What the kernel has said last on its console.
+    console: Vec<u8>,
     /// Goes after the process has ended.
     _group: Option<Group>,
 }
@@ -138,6 +142,7 @@ impl VmmProcess {
                 confinement,
                 outputs,
                 said: Vec::new(),
+                console: Vec::new(),
                 _group: group,
             }),
             Err(error) => {
@@ -163,10 +168,17 @@ impl VmmProcess {
 
     /// Says how a guest ended that ended by itself.
     fn guest_exit(&mut self) -> Exit {
-        let mut said = Vec::new();
+        let mut rest = Vec::new();
         // As above; the pipe bounds it.
-        let _ = self.outputs.console.read_to_end(&mut said);
-        panicked(&String::from_utf8_lossy(&said)).unwrap_or(Exit::Guest)
+        let _ = self.outputs.console.read_to_end(&mut rest);
+        self.keep_console(&rest);
+        panicked(&String::from_utf8_lossy(&self.console)).unwrap_or(Exit::Guest)
+    }
+
+    fn keep_console(&mut self, said: &[u8]) {
+        self.console.extend_from_slice(said);
+        let over = self.console.len().saturating_sub(2 * MAX_CONSOLE);
+        self.console.drain(..over);
     }
 
     pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
@@ -338,6 +350,20 @@ impl Vm {
     pub fn drain_control(&mut self) -> bool {
         let control = self.control.as_mut();
         control.is_some_and(|control| control.drain().is_ok())
+    }
+
+    /// Returns the pipe to which the guest's kernel writes when it dies, which does not block.
+    ///
+    /// Whoever reads it says with [`Vm::keep_console`] what it was. While nobody does and
+    /// 64 KiB are in it, a guest that says more is slow, and one that panics takes minutes to end.
+    pub fn console(&self) -> BorrowedFd<'_> {
+        self.process.outputs.console.as_fd()
+    }
+
+    /// Keeps the last of what was read from the [console](Self::console), for
+    /// [`Exit::Panicked`].
+    pub fn keep_console(&mut self, said: &[u8]) {
+        self.process.keep_console(said);
     }
 
     /// Takes the host's end of a console port; `None` when there is no such port or

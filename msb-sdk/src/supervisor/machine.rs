@@ -20,6 +20,7 @@ use msb_guest_agent::wire::{Frame, Kind, StreamId};
 use msb_vmm::{GiveUp, HeldMemory, SnapshotDraft, Snapshots, Vm};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
 use super::clients::Clients;
@@ -93,6 +94,7 @@ pub(super) struct Keeper {
     /// Its process, for whoever can't wait until nobody uses it.
     process: OwnedFd,
     control: Option<StdStream>,
+    console: OwnedFd,
     snapshots: PathBuf,
     /// For snapshots that last a moment.
     passing: PathBuf,
@@ -121,6 +123,7 @@ impl Keeper {
         let _ = std::fs::remove_dir_all(&passing);
         Ok(Self {
             process: vm.as_fd().try_clone_to_owned()?,
+            console: vm.console().try_clone_to_owned()?,
             vm: Arc::new(Mutex::new(vm)),
             control,
             snapshots,
@@ -152,8 +155,10 @@ impl Keeper {
 
     /// Does what is asked, until this is given up.
     pub(super) async fn serve(&mut self, mut talk: Talk<'_>) {
-        let watched = self.control.take().map(UnixStream::from_std);
-        let mut watched = watched.and_then(Result::ok);
+        let control = self.control.take().map(UnixStream::from_std);
+        let mut control = control.and_then(Result::ok);
+        let console = self.console.try_clone();
+        let mut console = console.and_then(pipe::Receiver::from_owned_fd).ok();
         let mut stopped = talk.stopping.clone();
         loop {
             tokio::select! {
@@ -162,12 +167,16 @@ impl Keeper {
                     let message = control::encode(&FromSupervisor::Machine(answer));
                     talk.clients.tell(client, |outbox| outbox.extend_from_slice(&message));
                 }
-                talks = readable(watched.as_ref()) => {
-                    // Nobody else has the machine between two requests.
+                // Nobody else has the machine between two requests.
+                talks = readable(control.as_ref()) => {
                     if !talks || !self.vm().drain_control() {
-                        watched = None;
+                        control = None;
                     }
                 }
+                piece = said(console.as_ref()) => match piece {
+                    Some(piece) => self.vm().keep_console(&piece),
+                    None => console = None,
+                },
                 Ok(_) = stopped.wait_for(|stopping| *stopping), if self.held => {
                     // Who is held can't end itself.
                     let _ = self.resume(&mut talk).await;
@@ -424,6 +433,26 @@ async fn readable(control: Option<&UnixStream>) -> bool {
     let taken = || Err::<(), io::Error>(io::ErrorKind::WouldBlock.into());
     let _ = control.try_io(Interest::READABLE, taken);
     ready
+}
+
+/// Waits until the guest's kernel has said something; `None` when no more will come.
+async fn said(console: Option<&pipe::Receiver>) -> Option<Vec<u8>> {
+    let Some(console) = console else {
+        return std::future::pending().await;
+    };
+    let mut piece = vec![0; 4096];
+    loop {
+        console.readable().await.ok()?;
+        match console.try_read(&mut piece) {
+            Ok(0) => return None,
+            Ok(count) => {
+                piece.truncate(count);
+                return Some(piece);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 #[cfg(test)]
