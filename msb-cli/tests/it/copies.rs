@@ -199,45 +199,46 @@ fn a_place_with_points_in_it_is_one_of_the_guest() {
     let kept = sandbox(&lab, &[], BUSYBOX);
     let host = tempfile::tempdir().expect("a folder");
     fs::write(host.path().join("file"), "in").expect("a file");
+    kept.sh("mkdir -p /opt");
     kept.cp(
         host.path().join("file"),
-        kept.guest("/../../root/../root/file"),
+        kept.guest("/../../opt/../opt/file"),
     );
-    assert_eq!(kept.sh("cat /root/file"), "in");
-    kept.cp(kept.guest("../../root/file"), host.path().join("out"));
+    assert_eq!(kept.sh("cat /opt/file"), "in");
+    kept.cp(kept.guest("../../opt/file"), host.path().join("out"));
     assert_eq!(fs::read(host.path().join("out")).expect("a file"), b"in");
     // Into a folder, what has no name of its own needs one.
-    for nameless in ["/", "/root/.."] {
+    for nameless in ["/", "/opt/.."] {
         let mut cp = lab.msb(["cp"]);
         let run = finish(cp.arg(kept.guest(nameless)).arg(host.path()), b"");
         assert_eq!(run.code, Some(125), "{nameless}: {run:?}");
         assert!(run.stderr.contains("hint: "), "{nameless}: {run:?}");
     }
     // What is in a folder goes into another one that is there.
-    kept.sh("mkdir -p /root/some; echo in it > /root/some/thing");
-    kept.cp(kept.guest("/root/some/."), host.path());
+    kept.sh("mkdir -p /opt/some; echo in it > /opt/some/thing");
+    kept.cp(kept.guest("/opt/some/."), host.path());
     assert_eq!(
         fs::read(host.path().join("thing")).expect("a file"),
         b"in it\n"
     );
-    kept.cp(host.path().join("."), kept.guest("/root/some"));
-    assert_eq!(kept.sh("cat /root/some/out"), "in");
+    kept.cp(host.path().join("."), kept.guest("/opt/some"));
+    assert_eq!(kept.sh("cat /opt/some/out"), "in");
     // Also where a link leads, but never as a link.
-    kept.sh("ln -s /root/some /root/link; ln -s /root/file /root/other");
+    kept.sh("ln -s /opt/some /opt/link; ln -s /opt/file /opt/other");
     let new = host.path().join("new");
-    kept.cp(kept.guest("/root/link/."), &new);
+    kept.cp(kept.guest("/opt/link/."), &new);
     assert!(!new.is_symlink() && new.join("thing").is_file());
-    kept.cp(kept.guest("/root/link"), host.path().join("link"));
+    kept.cp(kept.guest("/opt/link"), host.path().join("link"));
     assert!(host.path().join("link").is_symlink());
     std::os::unix::fs::symlink(&new, host.path().join("here")).expect("a link");
-    kept.cp(host.path().join("here/."), kept.guest("/root/there"));
+    kept.cp(host.path().join("here/."), kept.guest("/opt/there"));
     assert_eq!(
-        kept.sh("test ! -L /root/there && cat /root/there/thing"),
+        kept.sh("test ! -L /opt/there && cat /opt/there/thing"),
         "in it\n"
     );
     let mut cp = lab.msb(["cp"]);
     let run = finish(
-        cp.arg(kept.guest("/root/other/."))
+        cp.arg(kept.guest("/opt/other/."))
             .arg(host.path().join("none")),
         b"",
     );
@@ -245,7 +246,7 @@ fn a_place_with_points_in_it_is_one_of_the_guest() {
     assert!(!host.path().join("none").exists(), "{run:?}");
     // Other tools write an archive to it.
     for places in [
-        [kept.guest("/root/file"), "-".into()],
+        [kept.guest("/opt/file"), "-".into()],
         ["-".into(), kept.guest("/x")],
     ] {
         let run = finish(lab.msb(["cp"]).args(places), b"");
