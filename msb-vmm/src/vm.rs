@@ -355,7 +355,7 @@ impl Vm {
     /// Returns the pipe to which the guest's kernel writes when it dies, which does not block.
     ///
     /// Whoever reads it says with [`Vm::keep_console`] what it was. While nobody does and
-    /// 64 KiB are in it, a guest that says more is slow, and one that panics takes minutes to end.
+    /// 64 KiB are in it, a guest that says more, as one that panics, waits with each letter.
     pub fn console(&self) -> BorrowedFd<'_> {
         self.process.outputs.console.as_fd()
     }

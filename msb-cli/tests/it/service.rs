@@ -90,15 +90,7 @@ fn a_host_that_went_down_leaves_sandboxes_that_are_stopped() {
         "run", "-q", "--disk", "64M", "--name", "app", "-d", BUSYBOX, "--", "sh", "-c", script,
     ])
     .success();
-    msb(&[
-        "exec",
-        "app",
-        "--",
-        "sh",
-        "-c",
-        "echo kept > /root/file; sync",
-    ])
-    .success();
+    msb(&["exec", "app", "--", "sh", "-c", "echo kept > /kept; sync"]).success();
     until("it has begun", || {
         msb(&["logs", "app"]).success() == "begun\n"
     });
@@ -144,7 +136,7 @@ fn a_host_that_went_down_leaves_sandboxes_that_are_stopped() {
         msb(&["exec", name, "--", "true"]).success();
     }
     assert_eq!(
-        msb(&["exec", "app", "--", "cat", "/root/file"]).success(),
+        msb(&["exec", "app", "--", "cat", "/kept"]).success(),
         "kept\n"
     );
     assert_eq!(after.sandboxes().len(), 2, "{:?}", after.sandboxes());

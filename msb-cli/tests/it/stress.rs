@@ -259,11 +259,11 @@ fn whole_life(lab: &Lab, name: &str) {
         "create", "-q", "-m", "128M", "--disk", "64M", "--name", name, BUSYBOX,
     ]);
     assert_eq!(msb(&["exec", name, "--", "echo", "ran"]), "ran\n");
-    msb(&["cp", &at("in"), &format!("{name}:/root/file")]);
+    msb(&["cp", &at("in"), &format!("{name}:/kept")]);
     msb(&["stop", "-t", "0", name]);
     assert!(msb(&["ls"]).contains("stopped"));
     msb(&["start", name]);
-    msb(&["cp", &format!("{name}:/root/file"), &at("out")]);
+    msb(&["cp", &format!("{name}:/kept"), &at("out")]);
     assert_eq!(fs::read_to_string(at("out")).expect("a file"), "in and out");
     msb(&["restart", "-t", "0", name]);
     for command in ["inspect", "logs", "metrics"] {
