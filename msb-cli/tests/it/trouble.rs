@@ -147,7 +147,7 @@ fn a_kernel_that_panics_is_told_as_that() {
     let supervisor = kept.inspect()["supervisor_pid"].as_u64();
     let supervisor = u32::try_from(supervisor.expect("it runs")).expect("a process id");
     // Before that it has said more than anybody keeps, also that it panics.
-    let noise = "for line in $(seq 1000); do echo \"<0>Kernel panic - not syncing: $(seq -s - 60)\"; \
+    let noise = "echo on >/proc/sys/kernel/printk_devkmsg; for line in $(seq 1000); do echo \"<0>Kernel panic - not syncing: $(seq -s - 60)\"; \
                  done >/dev/kmsg";
     kept.exec(&["sh", "-c", noise]).success();
     let run = kept.exec(&["sh", "-c", PANIC]);
