@@ -24,9 +24,7 @@ impl Kept<'_> {
     }
 
     fn inspect(&self) -> serde_json::Value {
-        let told = finish(&mut self.lab.msb(["inspect", &self.name]), b"").success();
-        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-        told[0].clone()
+        self.lab.inspect(&self.name)
     }
 }
 
@@ -115,8 +113,7 @@ fn a_full_disk_of_the_host_is_told_and_nothing_hangs() {
 fn a_machine_that_crashes_is_told_to_whom_it_concerns() {
     let lab = Lab::shared();
     let kept = kept(&lab, "crash", &[], BUSYBOX);
-    let told = kept.inspect();
-    let pid = |key: &str| told[key].as_u64().expect("a process id") as u32;
+    let (supervisor, vmm) = lab.pids(&kept.name);
     let mut exec = lab.msb(["exec", &kept.name, "--", "sh", "-c", "echo up; sleep 1000"]);
     let mut exec = exec
         .stdout(Stdio::piped())
@@ -126,7 +123,7 @@ fn a_machine_that_crashes_is_told_to_whom_it_concerns() {
     let mut up = [0; 3];
     let stdout = exec.stdout.as_mut().expect("stdout");
     std::io::Read::read_exact(stdout, &mut up).expect("the program starts");
-    signal(pid("vmm_pid"), "KILL");
+    signal(vmm, "KILL");
     let output = wait(exec);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let stderr = text(&output.stderr);
@@ -134,7 +131,7 @@ fn a_machine_that_crashes_is_told_to_whom_it_concerns() {
         stderr.contains("the VMM was killed by signal 9"),
         "{stderr}"
     );
-    until("it is over", || !alive(pid("supervisor_pid")));
+    until("it is over", || !alive(supervisor));
     let told = kept.inspect();
     assert_eq!(told["failed"], true, "{told}");
     assert_eq!(told["reason"], "the VMM was killed by signal 9", "{told}");
@@ -144,8 +141,7 @@ fn a_machine_that_crashes_is_told_to_whom_it_concerns() {
 fn a_kernel_that_panics_is_told_as_that() {
     let lab = Lab::shared();
     let kept = kept(&lab, "panic", &["--disk", "64M"], BUSYBOX);
-    let supervisor = kept.inspect()["supervisor_pid"].as_u64();
-    let supervisor = u32::try_from(supervisor.expect("it runs")).expect("a process id");
+    let (supervisor, _) = lab.pids(&kept.name);
     // Before that it has said more than anybody keeps, also that it panics.
     let noise = "echo on >/proc/sys/kernel/printk_devkmsg; for line in $(seq 1000); do echo \"<0>Kernel panic - not syncing: $(seq -s - 60)\"; \
                  done >/dev/kmsg";
@@ -194,4 +190,35 @@ fn a_fork_bomb_keeps_no_other_command_from_its_turn() {
     }
     bomb.kill().expect("kill");
     bomb.wait().expect("wait");
+}
+
+/// Takes threads until there are no more, and keeps them.
+const THREADS: &str = "
+import _thread, time
+_thread.stack_size(65536)
+try:
+    while True:
+        _thread.start_new_thread(time.sleep, (1e6,))
+except RuntimeError:
+    print('no more', flush=True)
+time.sleep(1e6)
+";
+
+/// However many threads one command has, the agent and other commands get theirs.
+#[test]
+fn a_command_with_all_threads_leaves_some_to_others() {
+    let lab = Lab::with_python();
+    let kept = kept(&lab, "threads", &["-m", "512M"], PYTHON);
+    let mut taker = lab.msb(["exec", &kept.name, "--", "python3", "-c", THREADS]);
+    let mut taker = taker.stdout(Stdio::piped()).spawn().expect("spawn");
+    let mut told = [0; 8];
+    let stdout = taker.stdout.as_mut().expect("stdout");
+    std::io::Read::read_exact(stdout, &mut told).expect("it has all");
+    assert_eq!(&told, b"no more\n");
+    for _ in 0..3 {
+        let pipes = "seq 1 100 | sort -n | tail -n 1";
+        assert_eq!(kept.exec(&["sh", "-c", pipes]).success(), "100\n");
+    }
+    taker.kill().expect("kill");
+    taker.wait().expect("wait");
 }

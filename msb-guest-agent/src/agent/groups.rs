@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! /        the agent
-//! └─ msb   memory.max: all but the agent's reserve
+//! └─ msb   memory.max, pids.max: all but the agent's reserve
 //!    ├─ 1  a command and its descendants
 //!    └─ 2  …
 //! ```
@@ -32,15 +32,20 @@ use crate::message::ByteString;
 /// The group of all commands.
 const ALL: &str = "msb";
 
-/// Memory, and processor time: the agent's turn comes however many processes there are, and a
-/// command has as much of it as any other, with all of its descendants.
-const CONTROLLERS: &str = "+memory +cpu";
+/// Memory, threads, and processor time: the agent's turn comes however many processes there
+/// are, and a command has as much of it as any other, with all of its descendants.
+const CONTROLLERS: &str = "+memory +pids +cpu";
 
 /// The part of what memory is available that commands can't have, and its bounds: enough for
 /// an agent that passes on as much as it may hold, and for the kernel's own.
 const RESERVED_PART: u64 = 32;
 const MIN_RESERVE: u64 = 12 << 20;
 const MAX_RESERVE: u64 = 32 << 20;
+
+/// The part of the threads that the kernel can have which commands can't, for the agent's own
+/// and the kernel's; and as large a part of the others that one command can't have, for those
+/// that are to end it.
+const RESERVED_THREADS: u64 = 8;
 
 /// Groups that are made at the most: more commands than that do not run at once, but
 /// descendants may stay behind in each.
@@ -49,8 +54,9 @@ const MAX_GROUPS: usize = 2048;
 /// Groups in which somebody may have stayed that are looked at before another is made.
 const MAX_LOOKS: usize = 8;
 
-/// Makes the group of all commands. `available` is what memory nobody needs yet, in bytes.
-pub(super) fn make(cgroups: BorrowedFd<'_>, available: u64) -> io::Result<()> {
+/// Makes the group of all commands. `available` is what memory nobody needs yet, in bytes, and
+/// `threads` how many the kernel can have, 0 if nobody knows.
+pub(super) fn make(cgroups: BorrowedFd<'_>, available: u64, threads: u64) -> io::Result<()> {
     write(cgroups, "cgroup.subtree_control", CONTROLLERS)?;
     make_dir(cgroups, ALL)?;
     let all = open_dir(cgroups, ALL)?;
@@ -60,6 +66,10 @@ pub(super) fn make(cgroups: BorrowedFd<'_>, available: u64) -> io::Result<()> {
         let most = (available - reserve).to_string();
         write(all.as_fd(), "memory.max", &most)?;
     }
+    if threads > 0 {
+        let most = threads - threads / RESERVED_THREADS;
+        write(all.as_fd(), "pids.max", &most.to_string())?;
+    }
     Ok(())
 }
 
@@ -67,6 +77,8 @@ pub(super) fn make(cgroups: BorrowedFd<'_>, available: u64) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Groups {
     all: OwnedFd,
+    /// How many threads all of them can have, where that is bounded.
+    threads: Option<u64>,
     /// Those whose command has ended.
     left: VecDeque<Group>,
     made: usize,
@@ -88,8 +100,11 @@ pub(super) struct Group {
 impl Groups {
     /// `None` where the kernel has none.
     pub(super) fn open(cgroups: BorrowedFd<'_>) -> Option<Groups> {
+        let all = open_dir(cgroups, ALL).ok()?;
+        let threads = open(all.as_fd(), "pids.max", OFlags::RDONLY).ok();
         Some(Groups {
-            all: open_dir(cgroups, ALL).ok()?,
+            threads: threads.and_then(|file| value(&file, b"")),
+            all,
             left: VecDeque::new(),
             made: 0,
         })
@@ -110,7 +125,7 @@ impl Groups {
             return None;
         }
         self.made += 1;
-        Group::make(self.all.as_fd(), self.made).ok()
+        Group::make(self.all.as_fd(), self.made, self.threads).ok()
     }
 
     /// The group of all commands.
@@ -141,10 +156,14 @@ impl Groups {
 }
 
 impl Group {
-    fn make(all: BorrowedFd<'_>, number: usize) -> io::Result<Group> {
+    fn make(all: BorrowedFd<'_>, number: usize, threads: Option<u64>) -> io::Result<Group> {
         let name = number.to_string();
         make_dir(all, &name)?;
         let dir = open_dir(all, &name)?;
+        if let Some(threads) = threads {
+            let most = threads - threads / RESERVED_THREADS;
+            write(dir.as_fd(), "pids.max", &most.to_string())?;
+        }
         let open = |name, flags| open(dir.as_fd(), name, flags);
         Ok(Group {
             processes: open("cgroup.procs", OFlags::WRONLY)?,
@@ -265,7 +284,7 @@ mod tests {
     fn where_there_are_no_groups_commands_go_without() {
         let place = tempfile::tempdir().unwrap();
         let place = rustix::fs::open(place.path(), OFlags::RDONLY, Mode::empty()).unwrap();
-        assert!(make(place.as_fd(), 1 << 30).is_err());
+        assert!(make(place.as_fd(), 1 << 30, 4096).is_err());
         assert!(Groups::open(place.as_fd()).is_none());
     }
 }

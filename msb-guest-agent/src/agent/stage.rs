@@ -109,7 +109,7 @@ fn make() -> Result<Devices, SetupFailure> {
     // A kernel without them has commands all the same.
     let _ = devices
         .cgroups()
-        .map(|cgroups| groups::make(cgroups, available_memory()));
+        .map(|cgroups| groups::make(cgroups, available_memory(), possible_threads()));
     Ok(devices)
 }
 
@@ -164,6 +164,16 @@ fn available_memory() -> u64 {
     let line = lines.filter_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.filter_map(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.max().unwrap_or(0) << 10
+}
+
+/// How many threads the kernel can have at once; 0 where it does not say.
+fn possible_threads() -> u64 {
+    let number = |name| {
+        let text = fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    let most = number("threads-max").into_iter().chain(number("pid_max"));
+    most.min().unwrap_or(0)
 }
 
 fn set_limits() -> io::Result<()> {
