@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::link::{Ask, Item, Link};
+use crate::link::{Ask, Item, Link, given_up};
 use crate::session::{About, Session, SessionId};
 
 /// The most output that [`Output`] collects, each of stdout and stderr, in
@@ -294,9 +294,9 @@ impl ExecHandle {
                 }
                 // The end of output comes as an event, too.
                 Some(Item::Event(_) | Item::Eof(_)) => {}
-                Some(Item::Reset) => {
+                Some(Item::Reset(code)) => {
                     self.over = true;
-                    let reason = "the guest gave the program up".into();
+                    let reason = given_up(code).into();
                     return Some(ExecEvent::Lost { reason });
                 }
                 None if self.detached => self.over = true,

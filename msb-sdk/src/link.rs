@@ -51,7 +51,16 @@ pub(crate) enum Item {
     /// Nothing more comes on the channel.
     Eof(Channel),
     /// The guest gave the stream up.
-    Reset,
+    Reset(ResetCode),
+}
+
+/// What the end of a stream that the guest gave up says of the sandbox.
+pub(crate) fn given_up(code: ResetCode) -> &'static str {
+    match code {
+        ResetCode::ShuttingDown => "it is being stopped",
+        ResetCode::Refused => "its guest has as much to do as it can",
+        _ => "its guest gave this up",
+    }
 }
 
 /// What handles ask of the task.
@@ -494,8 +503,8 @@ impl Task {
                 } => self.pass(stream, Item::Data(channel, data)),
                 HostEvent::Stream { stream, event } => self.pass(stream, Item::Event(event)),
                 HostEvent::Closed { stream, reset } => {
-                    if reset.is_some() {
-                        self.pass(stream, Item::Reset);
+                    if let Some(code) = reset {
+                        self.pass(stream, Item::Reset(code));
                     }
                     self.streams.remove(&stream);
                 }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::fault::FileFault;
 use crate::error::Error;
-use crate::link::{Ask, Item, Link};
+use crate::link::{Ask, Item, Link, given_up};
 
 /// What the guest said.
 #[derive(Debug)]
@@ -89,9 +89,9 @@ impl FileStream {
                 }
                 Some(Item::Eof(_)) => {}
                 Some(Item::Event(_) | Item::Kept(..)) => return Err(self.fails(senseless())),
-                Some(Item::Reset) => {
+                Some(Item::Reset(code)) => {
                     self.over = true;
-                    return Err(Error::gone("the guest gave the operation up"));
+                    return Err(Error::gone(given_up(code)));
                 }
                 None => {
                     self.over = true;

@@ -155,7 +155,7 @@ async fn down(
             Some(Item::Eof(Channel::Stdout)) => drop(client.shutdown().await),
             Some(Item::Eof(_)) => {}
             Some(Item::Event(StreamEvent::HungUp)) => return Ok(()),
-            Some(Item::Data(..) | Item::Event(_) | Item::Kept(..) | Item::Reset) | None => {
+            Some(Item::Data(..) | Item::Event(_) | Item::Kept(..) | Item::Reset(_)) | None => {
                 return Err(Broken);
             }
         }
