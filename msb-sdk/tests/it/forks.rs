@@ -237,7 +237,8 @@ async fn forks(sandbox: &Sandbox) -> Result<(), Box<dyn std::error::Error>> {
 /// The example of the guide, run. It is here as it is there.
 pub(crate) async fn the_guide_to_snapshots_holds() -> anyhow::Result<()> {
     let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/snapshots.md");
-    guide::check(&fs::read_to_string(guide)?, include_str!("forks.rs"), 1);
+    let guide = fs::read_to_string(guide)?;
+    guide::check(&guide, include_str!("forks.rs"), "```rust,no_run\n", 1);
     forks(&lab::sandbox().await?)
         .await
         .map_err(|error| anyhow::anyhow!("{error}"))?;

@@ -80,14 +80,16 @@ fn bare(text: &str) -> String {
         .collect()
 }
 
-/// Checks that each block of a guide is in the text of the tests.
-pub(crate) fn check(guide: &str, here: &str, count: usize) {
+/// Checks that each block of a guide that begins so is in the text of the tests.
+pub(crate) fn check(guide: &str, here: &str, begin: &str, count: usize) {
     let here = bare(here);
-    let blocks: Vec<&str> = guide.split("```rust,no_run\n").skip(1).collect();
+    let blocks: Vec<&str> = guide.split(begin).skip(1).collect();
     assert_eq!(blocks.len(), count);
     for block in blocks {
         let code = block.split("```").next().unwrap_or_default();
-        let code = code.lines().filter(|line| !line.starts_with("use "));
+        // What is not shown, and what tests have at their beginning.
+        let left_out = |line: &&str| line.starts_with("use ") || line.starts_with("# ");
+        let code = code.lines().filter(|line| !left_out(line));
         let code = code.collect::<Vec<_>>().join("\n");
         assert!(here.contains(&bare(&code)), "not run here:\n{code}");
     }
@@ -95,7 +97,7 @@ pub(crate) fn check(guide: &str, here: &str, count: usize) {
 
 pub(crate) async fn the_guide_to_files_holds() -> anyhow::Result<()> {
     let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/files.md"))?;
-    check(&guide, include_str!("guide.rs"), 3);
+    check(&guide, include_str!("guide.rs"), "```rust,no_run\n", 3);
 
     let host = tempfile::tempdir()?;
     std::env::set_current_dir(host.path())?;

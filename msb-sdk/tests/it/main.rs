@@ -16,6 +16,7 @@ mod lab;
 mod memory;
 mod patches;
 mod program;
+mod readme;
 mod sessions;
 mod takeover;
 mod trees;
@@ -59,6 +60,7 @@ tests! {
     memory: what_the_guest_frees_goes_back_to_the_host, a_guest_has_what_it_was_given_and_no_more;
     patches: patches_and_scripts_come_first, a_patch_that_fails_is_named;
     program: the_program_that_people_write, the_example_runs_as_it_stands;
+    readme: the_examples_of_the_readmes_run;
     sessions: a_program_goes_on_while_nobody_listens, memory_that_ran_out_is_an_error_of_its_own;
     takeover: what_it_says_of_trouble_is_checked, bytes_that_are_no_frames_end_it;
     trees: a_tree_goes_in_and_comes_out, a_hostile_tree_stays_in_its_place,
@@ -73,6 +75,12 @@ fn main() -> ExitCode {
         return match worker::main() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => panic!("{error}"),
+        };
+    }
+    if std::env::var_os(readme::README).is_some() {
+        return match readme::main() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => panic!("{error:?}"),
         };
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
