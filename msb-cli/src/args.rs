@@ -12,14 +12,15 @@ mod life;
 mod snapshot;
 mod watch;
 
-pub(crate) use self::exec::BoundsArgs;
+pub(crate) use self::exec::{BoundsArgs, TerminalArgs};
 pub(crate) use self::host::{
-    CompletionArgs, CompletionCommand, InstallArgs, SelfArgs, SelfCommand, UninstallArgs,
+    CompletionArgs, CompletionCommand, DoctorArgs, InstallArgs, SelfArgs, SelfCommand,
+    UninstallArgs,
 };
-pub(crate) use self::image::{ImageArgs, ImageCommand, PullArgs};
+pub(crate) use self::image::{ImageArgs, ImageCommand, ImageLsArgs, ImageRmArgs, PullArgs};
 pub(crate) use self::life::{
-    AttachArgs, CpArgs, CreateArgs, ExecArgs, ListArgs, LogsArgs, LsArgs, NamesArgs, PsArgs,
-    RestartArgs, RmArgs, ShellArgs, StartArgs, StopArgs,
+    AttachArgs, CpArgs, CreateArgs, ExecArgs, InspectArgs, ListArgs, LogsArgs, LsArgs, NamesArgs,
+    PsArgs, ReplaceArgs, RestartArgs, RmArgs, ShellArgs, StartArgs, StopArgs,
 };
 pub(crate) use self::snapshot::{ForkArgs, SnapshotArgs, SnapshotCommand};
 pub(crate) use self::watch::{EventKindArg, EventsArgs, MetricsArgs, TopArgs};
@@ -63,6 +64,7 @@ pub(crate) enum Command {
     /// Run a program in a sandbox that runs
     Exec(ExecArgs),
     /// Copy files and folders into a sandbox that runs, or out of it
+    #[command(visible_alias = "copy")]
     Cp(CpArgs),
     /// Open a shell in a sandbox that runs
     #[command(visible_alias = "sh")]
@@ -100,13 +102,11 @@ Example:
     /// List sandboxes
     #[command(visible_alias = "list")]
     Ls(LsArgs),
-    /// List sandboxes that run
+    /// List sandboxes that run, or those that are named
+    #[command(visible_alias = "status")]
     Ps(PsArgs),
     /// Tell everything about sandboxes, as JSON
-    #[command(after_help = "\
-Example:
-  msb inspect app")]
-    Inspect(NamesArgs),
+    Inspect(InspectArgs),
     /// Print what the program of a detached sandbox wrote
     Logs(LogsArgs),
     /// Tell what sandboxes use: processor, memory, disk, network
@@ -119,17 +119,16 @@ Example:
     Pull(PullArgs),
     /// List, show, remove, save and load images
     Image(ImageArgs),
+    /// The same as `msb image ls`
+    #[command(hide = true)]
+    Images(ImageLsArgs),
+    /// The same as `msb image rm`
+    #[command(hide = true)]
+    Rmi(ImageRmArgs),
     /// Check what a network policy does, without a sandbox
     Policy(PolicyArgs),
     /// Say what works on this host, what does not, and why
-    #[command(after_help = "\
-Example:
-  msb doctor")]
-    Doctor {
-        /// How to print it
-        #[arg(long, value_name = "FORMAT", default_value = "table")]
-        format: FormatArg,
-    },
+    Doctor(DoctorArgs),
     /// Make a command that opens a sandbox
     Install(Box<InstallArgs>),
     /// Remove commands that `msb install` made
@@ -154,7 +153,7 @@ Exit codes: the program's own; 124 its --timeout was up, 125 msb failed, 126 not
 
 Examples:
   msb run python:3.12 -- python3 -c \"print('hello')\"
-  msb run -it debian -- bash
+  msb run debian -- bash
   echo data | msb run busybox -- wc -c
   msb run -m 1G -c 2 -e MODE=test -w /app myimage
   msb run --name app -d -p 8080:80 nginx
@@ -165,17 +164,15 @@ pub(crate) struct RunArgs {
     #[arg(short = 'n', long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Leave it running in the background, and print its name
-    #[arg(short = 'd', long, conflicts_with_all = ["interactive", "tty", "net_log", "timeout", "ulimit"])]
+    #[arg(short = 'd', long, conflicts_with_all = ["interactive", "tty", "no_tty", "net_log", "timeout", "ulimit"])]
     pub(crate) detach: bool,
     /// Remove the sandbox when it ends
     #[arg(long)]
     pub(crate) rm: bool,
-    /// Pass standard input on even when it is a terminal
-    #[arg(short = 'i', long)]
-    pub(crate) interactive: bool,
-    /// Give the program a terminal
-    #[arg(short = 't', long)]
-    pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) replace: ReplaceArgs,
+    #[command(flatten)]
+    pub(crate) terminal: TerminalArgs,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,
     #[command(flatten)]
@@ -183,8 +180,8 @@ pub(crate) struct RunArgs {
     /// Go on from a snapshot instead of starting from an image; its settings are those of what was saved
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = [
         "cpus", "memory", "workdir", "user", "disk", "pull", "min_isolation", "engine", "rm",
-        "net", "net_rule", "policy", "block_domain", "dns", "upload", "download", "opens", "pcap",
-        "tls_intercept", "tls_passthrough", "tls_ca", "file",
+        "net", "no_net", "net_rule", "policy", "block_domain", "dns", "upload", "download", "opens", "pcap",
+        "tls_intercept", "tls_passthrough", "tls_ca", "file", "replace", "replace_with_timeout",
     ])]
     pub(crate) from_snapshot: Option<String>,
     /// Image instead of the one that the file names
@@ -194,11 +191,7 @@ pub(crate) struct RunArgs {
     #[arg(required_unless_present_any = ["from_snapshot", "file"])]
     pub(crate) image: Option<String>,
     /// Program and arguments to run instead of the image's own
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
@@ -249,6 +242,9 @@ pub(crate) struct NetworkArgs {
     /// What the guest may reach where no rule says otherwise; public-only unless said
     #[arg(long, value_name = "PRESET")]
     pub(crate) net: Option<NetArg>,
+    /// The same as --net none
+    #[arg(long, alias = "no-network", conflicts_with_all = ["net", "policy"])]
+    pub(crate) no_net: bool,
     /// Add a rule, such as "deny tcp 25" or "allow tcp 80,443 suffix debian.org"
     ///
     /// May be given several times; the first rule that matches decides. The
@@ -270,7 +266,12 @@ pub(crate) struct NetworkArgs {
     ///
     /// Only this host reaches it, unless BIND is another address, such as 0.0.0.0. Ports may
     /// be ranges (8000-8009:9000-9009); as HOST, 0 is any free port.
-    #[arg(short = 'p', long = "publish", value_name = "PORTS")]
+    #[arg(
+        short = 'p',
+        long = "publish",
+        visible_alias = "port",
+        value_name = "PORTS"
+    )]
     pub(crate) publish: Vec<String>,
     /// Let programs use a secret that the guest does not have: NAME=SOURCE@HOST[,HOST…]
     ///
@@ -394,6 +395,13 @@ pub(crate) enum EngineArg {
     Krun,
     /// QEMU, with or without it
     Qemu,
+}
+
+/// How everything about something is told.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum JsonArg {
+    /// An array for programs, with indented lines for people
+    Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, ImageCommand};
 
 /// The exit code of msb's own failures, as container tools have it.
 const OWN_FAILURE: u8 = 125;
@@ -86,17 +86,19 @@ async fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Fork(fork) => commands::fork::run(fork).await,
         Command::Snapshot(snapshot) => commands::snapshot::run(snapshot).await,
         Command::Rm(rm) => commands::rm::run(rm).await,
-        Command::Ls(ls) => commands::ls::run(ls.list, true).await,
-        Command::Ps(ps) => commands::ls::run(ps.list, ps.all).await,
+        Command::Ls(ls) => commands::ls::run(ls).await,
+        Command::Ps(ps) => commands::ls::ps(ps).await,
         Command::Metrics(metrics) => commands::metrics::run(metrics).await,
         Command::Events(events) => commands::events::run(events).await,
         Command::Top(top) => commands::metrics::top(top).await,
-        Command::Inspect(names) => commands::inspect::run(names).await,
+        Command::Inspect(inspect) => commands::inspect::run(inspect).await,
         Command::Logs(logs) => commands::logs::run(logs).await,
         Command::Pull(pull) => commands::pull::run(pull).await,
-        Command::Image(image) => commands::image::run(image).await,
+        Command::Image(image) => commands::image::run(image.command).await,
+        Command::Images(ls) => commands::image::run(ImageCommand::Ls(ls)).await,
+        Command::Rmi(rm) => commands::image::run(ImageCommand::Rm(rm)).await,
         Command::Policy(policy) => commands::policy::run(policy),
-        Command::Doctor { format } => commands::doctor::run(format).await,
+        Command::Doctor(doctor) => commands::doctor::run(doctor.format).await,
         Command::Install(install) => commands::install::run(&install),
         Command::Uninstall(names) => commands::uninstall::run(&names),
         Command::Schema => commands::schema::run(),

@@ -10,15 +10,11 @@ use crate::args::Args;
 
 /// Words of other tools, and what they are here.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("attach", "exec -it NAME sh"),
     ("delete", "rm"),
     ("down", "stop"),
-    ("images", "image ls"),
     ("load", "image load"),
-    ("rmi", "image rm"),
     ("save", "image save"),
     ("stats", "metrics"),
-    ("status", "ps"),
     ("unpause", "resume"),
     ("up", "run -d"),
     ("version", "--version"),
@@ -84,7 +80,6 @@ mod tests {
             ("sotp", "'stop'"),
             ("exce", "'exec'"),
             ("restrat", "'restart'"),
-            ("images", "'image ls'"),
             ("stats", "'metrics'"),
             ("version", "'--version'"),
         ] {

@@ -14,6 +14,7 @@ use crate::args::{NetArg, NetworkArgs};
 pub(crate) fn policy(args: &NetworkArgs, there: NetworkPolicy) -> Result<NetworkPolicy, Failure> {
     let mut policy = match (&args.policy, args.net) {
         (Some(path), _) => NetworkPolicy::from_file(path)?,
+        _ if args.no_net => NetworkPolicy::none(),
         (None, Some(NetArg::PublicOnly)) => NetworkPolicy::public_only(),
         (None, Some(NetArg::AllowAll)) => NetworkPolicy::allow_all(),
         (None, Some(NetArg::None)) => NetworkPolicy::none(),

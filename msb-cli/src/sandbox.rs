@@ -4,10 +4,15 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use msb_sdk::{EngineKind, Error, Isolation, PullPolicy, Sandbox, SandboxBuilder, SandboxSpec};
+use msb_sdk::{
+    EngineKind, Error, Home, Images, Isolation, PullPolicy, Sandbox, SandboxBuilder, SandboxSpec,
+};
 
 use crate::Failure;
-use crate::args::{EngineArg, IsolationArg, NetworkArgs, PullArg, SandboxArgs, TlsInterceptArg};
+use crate::args::{
+    EngineArg, IsolationArg, NetworkArgs, PullArg, ReplaceArgs, SandboxArgs, TlsInterceptArg,
+};
+use crate::commands::{rm, stop};
 use crate::progress::Display;
 use crate::{network, secret};
 
@@ -56,11 +61,7 @@ pub(crate) fn builder(
     limits.download = network.download.or(limits.download);
     limits.opens = network.opens.or(limits.opens);
     spec.network = network::policy(network, spec.network)?;
-    let mut builder = SandboxBuilder::from(spec).pull(match args.pull {
-        PullArg::Missing => PullPolicy::Missing,
-        PullArg::Always => PullPolicy::Always,
-        PullArg::Never => PullPolicy::Never,
-    });
+    let mut builder = SandboxBuilder::from(spec).pull(pull_policy(args.pull));
     if let Some(file) = &network.pcap {
         builder = builder.capture(file);
     }
@@ -109,16 +110,50 @@ pub(crate) fn builder(
     Ok(builder)
 }
 
+fn pull_policy(arg: PullArg) -> PullPolicy {
+    match arg {
+        PullArg::Missing => PullPolicy::Missing,
+        PullArg::Always => PullPolicy::Always,
+        PullArg::Never => PullPolicy::Never,
+    }
+}
+
+/// Removes a sandbox that has the name of a new one, where that is asked for: not before the new
+/// one's description holds and its image is here.
+pub(crate) async fn make_room(
+    builder: &SandboxBuilder,
+    args: &SandboxArgs,
+    replace: &ReplaceArgs,
+) -> Result<(), Failure> {
+    let Some(grace) = replace.grace() else {
+        return Ok(());
+    };
+    let spec = builder.spec();
+    spec.validate()?;
+    let images = Images::open(&Home::from_env()?)?;
+    let display = Display::new(&spec.image, args.quiet);
+    let shown = display.clone();
+    let show = move |event| shown.pull(&event);
+    let image = images.pull(&spec.image, pull_policy(args.pull), show).await;
+    display.finish();
+    image?;
+    match Sandbox::get(&spec.name).await {
+        Err(Error::NoSandbox { .. }) => return Ok(()),
+        other => stop::end(&other?, grace, grace.is_zero()).await?,
+    }
+    rm::remove(&spec.name, true).await
+}
+
 /// Connects to a sandbox. With a file, one that does not run is started, and one that there is
 /// not is made.
-pub(crate) async fn open(name: &str, file: Option<&Path>) -> Result<Sandbox, Failure> {
+pub(crate) async fn open(name: &str, file: Option<&Path>, quiet: bool) -> Result<Sandbox, Failure> {
     let Some(file) = file else {
         return Ok(Sandbox::get(name).await?.connect().await?);
     };
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let error = match open_once(name, file).await {
+        let error = match open_once(name, file, quiet).await {
             Err(Failure::Sandbox(error)) => error,
             other => return other,
         };
@@ -135,11 +170,11 @@ pub(crate) async fn open(name: &str, file: Option<&Path>) -> Result<Sandbox, Fai
     }
 }
 
-async fn open_once(name: &str, file: &Path) -> Result<Sandbox, Failure> {
+async fn open_once(name: &str, file: &Path, quiet: bool) -> Result<Sandbox, Failure> {
     let handle = match Sandbox::get(name).await {
         Err(Error::NoSandbox { .. }) => {
             let spec = spec(Some(file), Some(name), None)?;
-            let display = Display::new(&spec.image, false);
+            let display = Display::new(&spec.image, quiet);
             let shown = display.clone();
             let builder = SandboxBuilder::from(spec).on_progress(move |step| shown.show(&step));
             let sandbox = builder.create_detached().await;

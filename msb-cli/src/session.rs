@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Failure;
+use crate::args::TerminalArgs;
 use crate::detach::DetachKeys;
 use crate::terminal::{self, RawMode};
 
@@ -50,7 +51,14 @@ enum Followed {
 }
 
 impl Session {
-    /// From the flags `-i` and `-t`. Input that is no terminal is passed on in any case.
+    /// As the flags say; where they say nothing, a person at a terminal gets all of it.
+    pub(crate) fn asked(args: &TerminalArgs) -> Result<Self, Failure> {
+        let said = args.interactive || args.tty || args.no_tty;
+        let person = !said && terminal::is_a_persons();
+        Self::new(args.interactive || person, args.tty || person)
+    }
+
+    /// With standard input, and with a terminal. Input that is no terminal is passed on in any case.
     pub(crate) fn new(interactive: bool, tty: bool) -> Result<Self, Failure> {
         let piped = !terminal::stdin_is_terminal();
         if tty && interactive && piped {

@@ -3,8 +3,9 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use msb_sdk::TtySize;
+use rustix::process::getpgrp;
 use rustix::stdio::{stdin, stdout};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 
 use crate::Failure;
 
@@ -58,9 +59,9 @@ pub(crate) fn say(line: &str) -> Result<(), Failure> {
 
 /// Passes text on at once; `false` when nobody reads it any more, for commands that go on
 /// until then.
-pub(crate) fn pass(text: &str) -> Result<bool, Failure> {
+pub(crate) fn pass(text: impl AsRef<[u8]>) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(text.as_ref()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::Usage {
@@ -90,6 +91,13 @@ pub(crate) fn confirmed(hint: &str) -> Result<bool, Failure> {
     let read = io::stdin().lock().read_line(&mut answer);
     read.map_err(|error| failure(format!("cannot read standard input: {error}"), None))?;
     Ok(answer.trim() == "yes")
+}
+
+/// Whether somebody sits at a terminal for this process: input, output and errors are one, and
+/// it is in its foreground, where it may read from it.
+pub(crate) fn is_a_persons() -> bool {
+    let all = stdin_is_terminal() && stdout_is_terminal() && stderr_is_terminal();
+    all && tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp())
 }
 
 /// Whether standard input is a terminal.

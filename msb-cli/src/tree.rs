@@ -101,7 +101,7 @@ mod tests {
             "\n      -m, --memory <SIZE>",
             "\n  ls|list",
             "\n  image ",
-            "\n    rm|remove <IMAGES>...",
+            "\n    rm|remove <IMAGE>...",
         ] {
             assert!(all.contains(part), "{part:?} is missing in:\n{all}");
         }

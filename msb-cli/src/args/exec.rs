@@ -4,6 +4,20 @@ use std::time::Duration;
 
 use msb_sdk::{ExecOptions, Resource};
 
+/// How one program is connected to what this process has.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct TerminalArgs {
+    /// Pass standard input on even when it is a terminal
+    #[arg(short = 'i', long)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal; without -i, -t and --no-tty a person at one gets both
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+    /// Neither, also for a person at a terminal
+    #[arg(long, conflicts_with_all = ["interactive", "tty"])]
+    pub(crate) no_tty: bool,
+}
+
 /// Bounds of one program.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct BoundsArgs {
@@ -15,7 +29,7 @@ pub(crate) struct BoundsArgs {
     /// May be given several times. NAME is cpu (seconds), as, core, fsize, memlock, stack
     /// (bytes, also with K, M or G), nofile or nproc; HARD is how far the program may raise
     /// the bound. "unlimited" is no bound.
-    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_limit)]
+    #[arg(long, visible_alias = "rlimit", value_name = "NAME=SOFT[:HARD]", value_parser = parse_limit)]
     pub(crate) ulimit: Vec<Limit>,
 }
 
@@ -57,6 +71,14 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
         return Err(format!("{text:?} is no time at all"));
     }
     Ok(time)
+}
+
+/// As [`parse_time`], for a time that may be none.
+pub(crate) fn parse_grace(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        text => parse_time(text),
+    }
 }
 
 /// The names that `ulimit` and container tools have for resources.

@@ -24,7 +24,7 @@ pub(crate) struct InstallArgs {
     #[arg(long)]
     pub(crate) tmp: bool,
     /// List the commands that there are
-    #[arg(long, conflicts_with_all = ["name", "tmp", "image", "file"])]
+    #[arg(short = 'l', long, conflicts_with_all = ["name", "tmp", "image", "file"])]
     pub(crate) list: bool,
     /// How to print the list
     #[arg(
@@ -80,6 +80,19 @@ Example:
 Example:
   msb completion fish > ~/.config/fish/completions/msb.fish")]
     Fish,
+    /// For elvish
+    #[command(after_help = "\
+Example:
+  msb completion elvish > ~/.config/elvish/completions/msb.elv")]
+    Elvish,
+    /// For PowerShell
+    #[command(
+        name = "powershell",
+        after_help = "\
+Example:
+  msb completion powershell > msb.ps1"
+    )]
+    PowerShell,
     /// Write manual pages of all commands into a folder
     #[command(after_help = "\
 Example:
@@ -91,6 +104,17 @@ Example:
     },
 }
 
+/// Arguments of `msb doctor`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  msb doctor")]
+pub(crate) struct DoctorArgs {
+    /// How to print it
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: FormatArg,
+}
+
 /// Arguments of `msb self`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SelfArgs {
@@ -100,6 +124,9 @@ pub(crate) struct SelfArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SelfCommand {
+    /// Say what works on this host, what does not, and why: `msb doctor`
+    #[command(visible_alias = "check")]
+    Doctor(DoctorArgs),
     /// Remove msb with all sandboxes, images and commands that it made
     ///
     /// Says what it removes and asks first.

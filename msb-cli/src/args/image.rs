@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::FormatArg;
+use super::{FormatArg, JsonArg};
 
 /// Arguments of `msb pull`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +23,37 @@ pub(crate) struct PullArgs {
     pub(crate) image: String,
 }
 
+/// Arguments of `msb image ls`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  msb image ls --format json")]
+pub(crate) struct ImageLsArgs {
+    /// Print references only
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// How to print the list
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: FormatArg,
+}
+
+/// Arguments of `msb image rm`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  msb image rm python:3.12")]
+pub(crate) struct ImageRmArgs {
+    /// Also those that sandboxes which are stopped were made from: they cannot be started then
+    #[arg(short = 'f', long)]
+    pub(crate) force: bool,
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Image references
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
 /// Arguments of `msb image`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImageArgs {
@@ -33,37 +64,19 @@ pub(crate) struct ImageArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     /// List images
-    #[command(
-        visible_alias = "list",
-        after_help = "\
-Example:
-  msb image ls --format json"
-    )]
-    Ls {
-        /// How to print the list
-        #[arg(long, value_name = "FORMAT", default_value = "table")]
-        format: FormatArg,
-    },
+    #[command(visible_alias = "list")]
+    Ls(ImageLsArgs),
     /// Remove images, and what only they needed
-    #[command(
-        visible_alias = "remove",
-        after_help = "\
-Example:
-  msb image rm python:3.12"
-    )]
-    Rm {
-        /// Also those that sandboxes which are stopped were made from: they cannot be started then
-        #[arg(short = 'f', long)]
-        force: bool,
-        /// Image references
-        #[arg(required = true)]
-        images: Vec<String>,
-    },
+    #[command(visible_alias = "remove")]
+    Rm(ImageRmArgs),
     /// Tell everything about images, as JSON
     #[command(after_help = "\
 Example:
   msb image inspect python:3.12")]
     Inspect {
+        /// How to print it; there is only this
+        #[arg(long, value_name = "FORMAT", default_value = "json")]
+        format: JsonArg,
         /// Image references
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,

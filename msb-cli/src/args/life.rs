@@ -1,6 +1,9 @@
 //! Arguments of the commands for sandboxes that live on.
 
-use super::{BoundsArgs, FormatArg, NetworkArgs, SandboxArgs};
+use std::time::Duration;
+
+use super::exec::parse_grace;
+use super::{BoundsArgs, FormatArg, JsonArg, NetworkArgs, SandboxArgs, TerminalArgs};
 use crate::detach::{self, DetachKeys};
 
 /// Arguments of `msb create`.
@@ -17,12 +20,33 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'n', long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     #[command(flatten)]
+    pub(crate) replace: ReplaceArgs,
+    #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
     /// Image reference; may be left out with --file
     #[arg(required_unless_present = "file")]
     pub(crate) image: Option<String>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
+}
+
+/// What becomes of a sandbox that has the name of a new one.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplaceArgs {
+    /// Remove a sandbox that has this name already, with its files
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// The same, once its programs have had this time to end, such as 30s; 0 is none
+    #[arg(long, value_name = "TIME", value_parser = parse_grace)]
+    pub(crate) replace_with_timeout: Option<Duration>,
+}
+
+impl ReplaceArgs {
+    /// How long the programs of such a sandbox have to end; `None` if it stays.
+    pub(crate) fn grace(&self) -> Option<Duration> {
+        self.replace_with_timeout
+            .or(self.replace.then_some(Duration::ZERO))
+    }
 }
 
 /// Arguments of `msb start`.
@@ -37,9 +61,8 @@ pub(crate) struct StartArgs {
     /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
     #[arg(long, value_name = "SECRET")]
     pub(crate) secret: Vec<String>,
-    /// Names of sandboxes
-    #[arg(required = true, value_name = "NAME")]
-    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
 }
 
 /// Arguments of `msb exec`.
@@ -49,16 +72,12 @@ Exit codes: as for msb run.
 
 Examples:
   msb exec app -- python3 -c \"print(1)\"
-  msb exec -it app bash
+  msb exec app bash
   msb exec -u nobody -w /tmp -e MODE=test app -- env
   msb exec --timeout 30s --ulimit nofile=256 app -- make test")]
 pub(crate) struct ExecArgs {
-    /// Pass standard input on even when it is a terminal
-    #[arg(short = 'i', long)]
-    pub(crate) interactive: bool,
-    /// Give the program a terminal
-    #[arg(short = 't', long)]
-    pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) terminal: TerminalArgs,
     /// Set an environment variable; KEY alone takes the value from here
     #[arg(short = 'e', long, value_name = "KEY=VALUE")]
     pub(crate) env: Vec<String>,
@@ -76,14 +95,13 @@ pub(crate) struct ExecArgs {
     /// Keys that let go of a program at a terminal, which goes on; none if empty
     #[arg(long, value_name = "KEYS", default_value = detach::DEFAULT)]
     pub(crate) detach_keys: DetachKeys,
+    /// Print nothing but the program's output and errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
     /// Name of the sandbox
     pub(crate) name: String,
     /// Program and arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
@@ -97,6 +115,9 @@ Examples:
   msb cp ./project app:/srv
   msb cp app:/var/log/app.log .")]
 pub(crate) struct CpArgs {
+    /// Do not tell what was left out
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
     /// File or folder: PATH on this host, or NAME:PATH in a sandbox that runs
     #[arg(value_name = "FROM")]
     pub(crate) from: std::ffi::OsString,
@@ -124,7 +145,7 @@ pub(crate) struct ShellArgs {
     /// Name of the sandbox
     pub(crate) name: String,
     /// Script to run in the image's shell instead of opening one
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) script: Vec<String>,
 }
 
@@ -159,9 +180,26 @@ pub(crate) struct AttachArgs {
     pub(crate) session: Option<msb_sdk::SessionId>,
 }
 
-/// Arguments of commands that take nothing but names.
+/// Which sandboxes something is done with.
 #[derive(Debug, clap::Args)]
 pub(crate) struct NamesArgs {
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Names of sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Arguments of `msb inspect`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  msb inspect app")]
+pub(crate) struct InspectArgs {
+    /// How to print it; there is only this
+    #[arg(long, value_name = "FORMAT", default_value = "json")]
+    pub(crate) format: JsonArg,
     /// Names of sandboxes
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -176,11 +214,19 @@ Example:
   msb stop -t 30 app")]
 pub(crate) struct StopArgs {
     /// How many seconds programs have to end themselves
-    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(
+        short = 't',
+        long,
+        visible_alias = "timeout",
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
     pub(crate) time: u16,
-    /// Names of sandboxes
-    #[arg(required = true, value_name = "NAME")]
-    pub(crate) names: Vec<String>,
+    /// End them at once, as `msb kill` does; what was not flushed to a disk is lost
+    #[arg(short = 'f', long, conflicts_with = "time")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
 }
 
 /// Arguments of `msb restart`.
@@ -194,14 +240,22 @@ Examples:
   msb restart --secret TOKEN=stdin app < token")]
 pub(crate) struct RestartArgs {
     /// How many seconds programs have to end themselves
-    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(
+        short = 't',
+        long,
+        visible_alias = "timeout",
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
     pub(crate) time: u16,
+    /// End them at once, as `msb kill` does; what was not flushed to a disk is lost
+    #[arg(short = 'f', long, conflicts_with = "time")]
+    pub(crate) force: bool,
     /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
     #[arg(long, value_name = "SECRET")]
     pub(crate) secret: Vec<String>,
-    /// Names of sandboxes
-    #[arg(required = true, value_name = "NAME")]
-    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
 }
 
 /// Arguments of `msb rm`.
@@ -213,9 +267,8 @@ pub(crate) struct RmArgs {
     /// Stop them first if they run; names that there are not are no error
     #[arg(short = 'f', long)]
     pub(crate) force: bool,
-    /// Names of sandboxes
-    #[arg(required = true, value_name = "NAME")]
-    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
 }
 
 /// Arguments of `msb ps`.
@@ -223,14 +276,18 @@ pub(crate) struct RmArgs {
 #[command(after_help = "\
 Processes of a sandbox are listed by `msb top`.
 
-Example:
-  msb ps -a")]
+Examples:
+  msb ps -a
+  msb ps app")]
 pub(crate) struct PsArgs {
     /// Also list those that do not run, as `msb ls` does
     #[arg(short = 'a', long)]
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) list: ListArgs,
+    /// List these only, whether they run or not
+    #[arg(value_name = "NAME", conflicts_with = "all")]
+    pub(crate) names: Vec<String>,
 }
 
 /// Arguments of `msb ls`.
@@ -242,6 +299,12 @@ pub(crate) struct LsArgs {
     /// As without it; container tools list only what runs when it is missing
     #[arg(short = 'a', long, hide = true)]
     pub(crate) all: bool,
+    /// List those that run, as `msb ps` does
+    #[arg(long, conflicts_with_all = ["all", "stopped"])]
+    pub(crate) running: bool,
+    /// List those that are stopped
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) stopped: bool,
     #[command(flatten)]
     pub(crate) list: ListArgs,
 }
@@ -262,12 +325,16 @@ pub(crate) struct ListArgs {
 #[command(after_help = "\
 The log is that of the program which `msb run -d` starts. The last 8 to 16 MiB are kept.
 
-Example:
-  msb logs -f app")]
+Examples:
+  msb logs -f app
+  msb logs --tail 100 app")]
 pub(crate) struct LogsArgs {
     /// Go on until the sandbox is stopped
     #[arg(short = 'f', long)]
     pub(crate) follow: bool,
+    /// Begin with the last N lines
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) tail: Option<usize>,
     /// Name of the sandbox
     pub(crate) name: String,
 }

@@ -38,11 +38,15 @@ Each sandbox remembers the last few thousand events since it was started, and fo
 Examples:
   msb events
   msb events --since 10m --type life app
+  msb events --since 1h --for 1s
   msb events --format json --type network")]
 pub(crate) struct EventsArgs {
     /// Begin with what has happened in this time, such as 10m, as far as it is remembered
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) since: Option<Duration>,
+    /// End after this time, such as 10s, instead of going on until interrupted
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+    pub(crate) time: Option<Duration>,
     /// Tell only of these; may be given several times
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) kinds: Vec<EventKindArg>,

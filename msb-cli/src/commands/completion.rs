@@ -14,6 +14,8 @@ pub(crate) fn run(args: CompletionArgs) -> Result<u8, Failure> {
         CompletionCommand::Bash => Shell::Bash,
         CompletionCommand::Zsh => Shell::Zsh,
         CompletionCommand::Fish => Shell::Fish,
+        CompletionCommand::Elvish => Shell::Elvish,
+        CompletionCommand::PowerShell => Shell::PowerShell,
         CompletionCommand::Man { folder } => return pages(&folder),
     };
     let mut script = Vec::new();

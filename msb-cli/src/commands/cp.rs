@@ -64,6 +64,15 @@ pub(crate) async fn run(args: CpArgs) -> Result<u8, Failure> {
                 ),
             });
         }
+        (
+            Place::Guest { name, path },
+            Place::Guest {
+                name: other,
+                path: to,
+            },
+        ) => {
+            return Err(between(&name, &path, &other, &to));
+        }
         _ => {
             return Err(Failure::Usage {
                 message: "exactly one of the two places must be a sandbox's".into(),
@@ -71,8 +80,23 @@ pub(crate) async fn run(args: CpArgs) -> Result<u8, Failure> {
             });
         }
     };
-    tell(&report);
+    if !args.quiet {
+        tell(&report);
+    }
     Ok(0)
+}
+
+/// What to type instead of a copy that does not touch this host.
+fn between(name: &str, from: &Path, other: &str, to: &Path) -> Failure {
+    let (from, to) = (from.display(), to.display());
+    let hint = match name == other {
+        true => format!("msb exec {name} -- cp -a {from} {to}"),
+        false => format!("msb exec {name} -- tar -c {from} | msb exec {other} -- tar -x -C {to}"),
+    };
+    Failure::Usage {
+        message: "one of the two places must be on this host".into(),
+        hint: Some(hint),
+    }
 }
 
 /// Where a copy of `from` goes: into a folder that is there, or to the name itself. What is in a

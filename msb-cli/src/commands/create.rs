@@ -12,5 +12,6 @@ pub(crate) async fn run(args: CreateArgs) -> Result<u8, Failure> {
         spec.name = sandbox::unique_name()?;
     }
     let builder = sandbox::builder(spec, &args.sandbox, &args.network)?;
+    sandbox::make_room(&builder, &args.sandbox, &args.replace).await?;
     detached(builder, args.sandbox.quiet).await
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use msb_sdk::{Activity, Home, LifeEvent, Sandbox, SandboxEvent};
+use tokio::time::Instant;
 
 use crate::args::{EventKindArg, EventsArgs, FormatArg};
 use crate::session::forwarded_signals;
@@ -10,12 +11,22 @@ use crate::{Failure, terminal};
 
 const DAY: u64 = 86_400;
 
-/// Prints what happens until it is interrupted or nobody reads any more.
+/// Prints what happens until its time is up, it is interrupted, or nobody reads any more.
 pub(crate) async fn run(args: EventsArgs) -> Result<u8, Failure> {
     let home = Home::from_env()?;
-    let since = SystemTime::now() - args.since.unwrap_or_default();
+    let since = SystemTime::now().checked_sub(args.since.unwrap_or_default());
+    let since = since.unwrap_or(UNIX_EPOCH);
     let mut signals = forwarded_signals();
     let mut events = Sandbox::watch_in(&home, since).await?;
+    // One that would be after the end of time never comes.
+    let end = args.time.and_then(|time| Instant::now().checked_add(time));
+    let end = async {
+        match end {
+            Some(end) => tokio::time::sleep_until(end).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(end);
     for name in &args.names {
         match Sandbox::get(name).await {
             Err(error @ msb_sdk::Error::NoSandbox { .. }) => {
@@ -29,6 +40,7 @@ pub(crate) async fn run(args: EventsArgs) -> Result<u8, Failure> {
         let event = tokio::select! {
             event = events.recv() => event,
             Some(number) = signals.recv() => return Ok(128 + number),
+            () = &mut end => return Ok(0),
         };
         let Some(event) = event else {
             return Err(Failure::Usage {
@@ -36,7 +48,7 @@ pub(crate) async fn run(args: EventsArgs) -> Result<u8, Failure> {
                 hint: Some("run it again".into()),
             });
         };
-        if wanted(&args, &event) && !terminal::pass(&line(args.format, &event))? {
+        if wanted(&args, &event) && !terminal::pass(line(args.format, &event))? {
             return Ok(0);
         }
     }

@@ -26,7 +26,7 @@ pub(crate) async fn run(args: ExecArgs) -> Result<u8, Failure> {
         options = options.user(user);
     }
     options = args.bounds.apply(options);
-    let session = Session::new(args.interactive, args.tty)?.detached_by(args.detach_keys);
-    let sandbox = sandbox::open(&args.name, args.file.as_deref()).await?;
+    let session = Session::asked(&args.terminal)?.detached_by(args.detach_keys);
+    let sandbox = sandbox::open(&args.name, args.file.as_deref(), args.quiet).await?;
     session.run(&sandbox, options, forwarded_signals()).await
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use msb_sdk::{Home, Image, Images};
 use serde_json::{Value, json};
 
-use crate::args::{FormatArg, ImageArgs, ImageCommand};
+use crate::args::{FormatArg, ImageCommand, ImageLsArgs, ImageRmArgs, JsonArg};
 use crate::progress::Display;
 use crate::size::human;
 use crate::table::{self, age};
@@ -19,40 +19,15 @@ use crate::{Failure, report};
 const SHORT_DIGEST: usize = "sha256:".len() + 12;
 
 /// Lists, shows, removes, saves or loads.
-pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
+pub(crate) async fn run(command: ImageCommand) -> Result<u8, Failure> {
     let images = Images::open(&Home::from_env()?)?;
-    match args.command {
-        ImageCommand::Ls {
-            format: FormatArg::Table,
-        } => table(&images.list().await?)?,
-        ImageCommand::Ls {
-            format: FormatArg::Json,
-        } => json(&images.list().await?)?,
-        ImageCommand::Rm {
-            force,
+    match command {
+        ImageCommand::Ls(args) => list(&images.list().await?, &args)?,
+        ImageCommand::Rm(args) => return remove(&images, &args).await,
+        ImageCommand::Inspect {
+            format: JsonArg::Json,
             images: references,
         } => {
-            let mut code = 0;
-            for reference in &references {
-                let freed = if force {
-                    images.remove_needed(reference).await
-                } else {
-                    images.remove(reference).await
-                };
-                match freed {
-                    Ok(freed) => {
-                        terminal::say(&format!("removed {reference}, {} freed", human(freed)))?;
-                    }
-                    Err(error) => {
-                        let failure = error.into();
-                        report(&failure);
-                        code = failure.exit_code();
-                    }
-                }
-            }
-            return Ok(code);
-        }
-        ImageCommand::Inspect { images: references } => {
             let mut list = Vec::new();
             for reference in &references {
                 list.push(describe(&images.get(reference).await?));
@@ -69,6 +44,39 @@ pub(crate) async fn run(args: ImageArgs) -> Result<u8, Failure> {
         } => save(&images, output, references).await?,
     }
     Ok(0)
+}
+
+fn list(images: &[Image], args: &ImageLsArgs) -> Result<(), Failure> {
+    match args.format {
+        _ if args.quiet => images
+            .iter()
+            .flat_map(Image::references)
+            .try_for_each(|reference| terminal::say(&reference.to_string())),
+        FormatArg::Table => table(images),
+        FormatArg::Json => json(images),
+    }
+}
+
+/// Removes what it can, and tells of the others.
+async fn remove(images: &Images, args: &ImageRmArgs) -> Result<u8, Failure> {
+    let mut code = 0;
+    for reference in &args.images {
+        let freed = if args.force {
+            images.remove_needed(reference).await
+        } else {
+            images.remove(reference).await
+        };
+        match freed {
+            Ok(_) if args.quiet => {}
+            Ok(freed) => terminal::say(&format!("removed {reference}, {} freed", human(freed)))?,
+            Err(error) => {
+                let failure = error.into();
+                report(&failure);
+                code = failure.exit_code();
+            }
+        }
+    }
+    Ok(code)
 }
 
 /// Says what nobody needs, and removes it.

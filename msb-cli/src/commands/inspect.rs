@@ -5,11 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use msb_sdk::{Sandbox, SandboxStatus, TroubleStatus};
 use serde_json::{Value, json};
 
-use crate::args::NamesArgs;
+use crate::args::{InspectArgs, JsonArg};
 use crate::{Failure, terminal};
 
 /// Prints an array with an object for each sandbox.
-pub(crate) async fn run(args: NamesArgs) -> Result<u8, Failure> {
+pub(crate) async fn run(args: InspectArgs) -> Result<u8, Failure> {
+    let JsonArg::Json = args.format;
     let mut list = Vec::new();
     for name in &args.names {
         list.push(describe(&Sandbox::get(name).await?.status().await?));

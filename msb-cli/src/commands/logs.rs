@@ -1,15 +1,24 @@
 //! `msb logs`.
 
 use msb_sdk::{Logs, Sandbox};
-use std::io::{self, Write};
+use std::io;
 
-use crate::Failure;
 use crate::args::LogsArgs;
+use crate::{Failure, terminal};
+
+/// Of more than that only the lines that are asked for are kept: a program may write faster
+/// than this reads.
+const MAX_KEPT: usize = 32 << 20;
 
 /// Prints the log; with `-f` until the sandbox is stopped or nobody reads any more.
 pub(crate) async fn run(args: LogsArgs) -> Result<u8, Failure> {
     let sandbox = Sandbox::get(&args.name).await?;
     let mut logs = sandbox.logs();
+    if let Some(lines) = args.tail
+        && !print_last(&mut logs, lines)?
+    {
+        return Ok(0);
+    }
     if args.follow {
         let end = sandbox.wait();
         tokio::pin!(end);
@@ -35,6 +44,31 @@ fn failed(error: io::Error) -> Failure {
     }
 }
 
+/// Prints the last lines of what there is; `false` when nobody reads it.
+fn print_last(logs: &mut Logs, lines: usize) -> Result<bool, Failure> {
+    let mut kept = Vec::new();
+    loop {
+        let chunk = logs.read().map_err(failed)?;
+        if chunk.is_empty() {
+            return terminal::pass(&kept[last(&kept, lines)..]);
+        }
+        kept.extend(chunk);
+        if kept.len() > MAX_KEPT {
+            kept.drain(..last(&kept, lines));
+        }
+    }
+}
+
+/// Where the last lines begin.
+fn last(text: &[u8], lines: usize) -> usize {
+    let Some(others) = lines.checked_sub(1) else {
+        return text.len();
+    };
+    let before = text.strip_suffix(b"\n").unwrap_or(text).iter().enumerate();
+    let mut ends = before.rev().filter(|(_, byte)| **byte == b'\n');
+    ends.nth(others).map_or(0, |(at, _)| at + 1)
+}
+
 /// Prints what there is; `false` when nobody reads it.
 fn print(logs: &mut Logs) -> Result<bool, Failure> {
     loop {
@@ -42,10 +76,32 @@ fn print(logs: &mut Logs) -> Result<bool, Failure> {
         if chunk.is_empty() {
             return Ok(true);
         }
-        let mut out = io::stdout().lock();
-        match out.write_all(&chunk).and_then(|()| out.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
-            other => other.map_err(failed)?,
+        if !terminal::pass(&chunk)? {
+            return Ok(false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last;
+
+    #[test]
+    fn lines_are_counted_from_the_end() {
+        for (text, lines, shown) in [
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\n", 2, "a\nb\n"),
+            ("a\n", 9, "a\n"),
+            ("a\n\n", 1, "\n"),
+            ("a\n", 0, ""),
+            ("", 1, ""),
+        ] {
+            assert_eq!(
+                &text[last(text.as_bytes(), lines)..],
+                shown,
+                "{text:?} {lines}"
+            );
         }
     }
 }

@@ -3,19 +3,37 @@
 use msb_sdk::{Sandbox, SandboxStatus, Status};
 
 use super::inspect::describe;
-use crate::args::{FormatArg, ListArgs};
+use crate::args::{FormatArg, ListArgs, LsArgs, PsArgs};
 use crate::table::{self, age};
 use crate::{Failure, terminal};
 
-/// Lists all sandboxes, or those that run.
-pub(crate) async fn run(args: ListArgs, all: bool) -> Result<u8, Failure> {
+/// Lists all sandboxes, those that run, or those that do not.
+pub(crate) async fn run(args: LsArgs) -> Result<u8, Failure> {
     let mut sandboxes = Sandbox::list().await?;
-    if !all {
-        sandboxes.retain(|sandbox| sandbox.status != Status::Stopped);
+    sandboxes.retain(|sandbox| match sandbox.status {
+        Status::Stopped => !args.running,
+        _ => !args.stopped,
+    });
+    print(&args.list, &sandboxes)
+}
+
+/// Lists those that run, or those that are named.
+pub(crate) async fn ps(args: PsArgs) -> Result<u8, Failure> {
+    let mut sandboxes = Vec::new();
+    for name in &args.names {
+        sandboxes.push(Sandbox::get(name).await?.status().await?);
     }
+    if args.names.is_empty() {
+        sandboxes = Sandbox::list().await?;
+        sandboxes.retain(|sandbox| args.all || sandbox.status != Status::Stopped);
+    }
+    print(&args.list, &sandboxes)
+}
+
+fn print(args: &ListArgs, sandboxes: &[SandboxStatus]) -> Result<u8, Failure> {
     match args.format {
         _ if args.quiet => {
-            for sandbox in &sandboxes {
+            for sandbox in sandboxes {
                 terminal::say(&sandbox.name)?;
             }
         }

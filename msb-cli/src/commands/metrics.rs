@@ -56,7 +56,7 @@ pub(crate) async fn run(args: MetricsArgs) -> Result<u8, Failure> {
         }
     }
     match args.format {
-        FormatArg::Table => drop(terminal::pass(&table_of(&latest))?),
+        FormatArg::Table => drop(terminal::pass(table_of(&latest))?),
         FormatArg::Json => {
             let list = latest.iter().map(describe).collect();
             terminal::say(&Value::Array(list).to_string())?;

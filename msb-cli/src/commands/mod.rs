@@ -30,17 +30,19 @@ pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod uninstall;
 
+use crate::args::NamesArgs;
 use crate::{Failure, report, terminal};
 
 /// Does something for each name and prints it. As container tools do it, one that fails is
 /// told of, and keeps none of the others from being done.
 async fn each(
-    names: &[String],
+    args: &NamesArgs,
     work: impl AsyncFn(&str) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let mut code = 0;
-    for name in names {
+    for name in &args.names {
         match work(name).await {
+            Ok(()) if args.quiet => {}
             Ok(()) => terminal::say(name)?,
             Err(failure) => {
                 report(&failure);

@@ -26,7 +26,10 @@ const BUNDLE: [&str; 2] = ["vmlinux", "initramfs.cpio"];
 
 /// Runs a command about msb itself.
 pub(crate) async fn run(args: SelfArgs) -> Result<u8, Failure> {
-    let SelfCommand::Uninstall { yes } = args.command;
+    let yes = match args.command {
+        SelfCommand::Doctor(doctor) => return super::doctor::run(doctor.format).await,
+        SelfCommand::Uninstall { yes } => yes,
+    };
     let plan = Plan::new().await?;
     plan.tell()?;
     if !yes && !terminal::confirmed("to remove it all the same: `msb self uninstall --yes`")? {

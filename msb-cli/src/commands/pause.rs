@@ -9,11 +9,11 @@ use crate::args::NamesArgs;
 /// Holds sandboxes and prints their names.
 pub(crate) async fn pause(args: NamesArgs) -> Result<u8, Failure> {
     let pause = async |name: &str| Ok(Sandbox::get(name).await?.connect().await?.pause().await?);
-    each(&args.names, pause).await
+    each(&args, pause).await
 }
 
 /// Lets sandboxes go on and prints their names.
 pub(crate) async fn resume(args: NamesArgs) -> Result<u8, Failure> {
     let resume = async |name: &str| Ok(Sandbox::get(name).await?.connect().await?.resume().await?);
-    each(&args.names, resume).await
+    each(&args, resume).await
 }

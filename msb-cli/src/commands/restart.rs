@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use msb_sdk::{Error, Sandbox};
+use msb_sdk::Sandbox;
 
 use super::each;
+use super::stop::end;
 use crate::args::RestartArgs;
 use crate::{Failure, secret};
 
@@ -16,10 +17,7 @@ pub(crate) async fn run(args: RestartArgs) -> Result<u8, Failure> {
         let sandbox = Sandbox::get(name).await?;
         // One that could not be started again goes on instead.
         sandbox.check_secrets(values.iter().cloned()).await?;
-        match sandbox.stop_within(grace).await {
-            Ok(()) | Err(Error::NotRunning { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        end(&sandbox, grace, args.force).await?;
         sandbox.start_with(values.iter().cloned()).await?;
         Ok(())
     };

@@ -31,7 +31,7 @@ pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
         message: "there is no program to run in the snapshot's sandbox".into(),
         hint: Some("give one after `--`, or leave it running with -d".into()),
     })?;
-    let session = Session::new(args.interactive, args.tty)?;
+    let session = Session::asked(&args.terminal)?;
     let log = NetLog::open(&args.network)?;
     let mut signals = forwarded_signals();
     let sandbox = tokio::select! {

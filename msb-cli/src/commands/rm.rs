@@ -14,7 +14,8 @@ pub(crate) async fn run(args: RmArgs) -> Result<u8, Failure> {
     .await
 }
 
-async fn remove(name: &str, force: bool) -> Result<(), Failure> {
+/// Removes a sandbox; with `force` it is ended first, and need not be there.
+pub(crate) async fn remove(name: &str, force: bool) -> Result<(), Failure> {
     let sandbox = match Sandbox::get(name).await {
         Err(Error::NoSandbox { .. }) if force => return Ok(()),
         other => other?,

@@ -1,6 +1,7 @@
 //! `msb run`: a new sandbox with one program, and its exit code.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use msb_sdk::{ExecOptions, Sandbox, SandboxBuilder, SandboxSpec};
 
@@ -24,18 +25,23 @@ pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
     let image = spec.image.clone();
     let command = spec.command.take();
     let builder = sandbox::builder(spec, &args.sandbox, &args.network)?;
-    if args.detach {
+    // What can't be run is no reason to remove anything.
+    let session = match args.detach {
+        true => None,
+        false => Some(Session::asked(&args.terminal)?),
+    };
+    sandbox::make_room(&builder, &args.sandbox, &args.replace).await?;
+    let Some(session) = session else {
         let command = match args.command.is_empty() {
             true => command.unwrap_or_default(),
             false => words(&args.command)?,
         };
         let builder = builder.keep(!args.rm).command(command);
         return detached(builder, args.sandbox.quiet).await;
-    }
+    };
     if args.command.is_empty() {
         args.command = command.into_iter().flatten().map(Into::into).collect();
     }
-    let session = Session::new(args.interactive, args.tty)?;
     let log = NetLog::open(&args.network)?;
     let mut signals = forwarded_signals();
     let display = Display::new(&image, args.sandbox.quiet);
@@ -92,10 +98,31 @@ fn spec(args: &mut RunArgs) -> Result<SandboxSpec, Failure> {
     let mut image = args.image.take();
     if file.is_some() {
         let program = image.take().map(OsString::from);
+        if let Some(program) = &program {
+            unambiguous(program, std::env::args_os().skip(1))?;
+        }
         args.command.splice(0..0, program);
         image = args.other_image.take();
     }
     sandbox::spec(file, args.name.as_deref(), image.as_deref())
+}
+
+/// With a file no image is named, and options behind the program's name would be msb's: whoever
+/// types them means the program's.
+fn unambiguous(program: &OsStr, mut words: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let passed = words.by_ref().find(|word| word == program || word == "--");
+    let mut option = words.filter(|word| word.as_bytes().starts_with(b"-"));
+    match (passed, option.next()) {
+        (Some(word), Some(option)) if word != "--" && option != "--" => Err(Failure::Usage {
+            message: format!(
+                "{} behind {} may be msb's option or the program's",
+                option.display(),
+                program.display()
+            ),
+            hint: Some("give the program and its options after `--`".into()),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Starts a sandbox in the background and prints its name.
@@ -139,4 +166,22 @@ fn words(command: &[OsString]) -> Result<Vec<String>, Failure> {
             })
     };
     command.iter().map(word).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_behind_a_program_have_to_be_clearly_its_own() {
+        for (line, clear) in [
+            ("run -f a.yaml grep -n word", false),
+            ("run -f a.yaml grep word file", true),
+            ("run -f a.yaml -- grep -n word", true),
+            ("run -m 1G -f a.yaml grep", true),
+        ] {
+            let words = line.split(' ').map(OsString::from);
+            assert_eq!(unambiguous("grep".as_ref(), words).is_ok(), clear, "{line}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub(crate) async fn run(args: ShellArgs) -> Result<u8, Failure> {
     let script = args.script.join(" ");
     let session =
         Session::new(terminal, terminal && script.is_empty())?.detached_by(args.detach_keys);
-    let sandbox = sandbox::open(&args.name, args.file.as_deref()).await?;
+    let sandbox = sandbox::open(&args.name, args.file.as_deref(), false).await?;
     let mut options = if script.is_empty() {
         ExecOptions::new("/bin/sh", ["-c", BEST])
     } else {

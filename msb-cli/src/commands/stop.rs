@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use msb_sdk::{Error, Sandbox};
+use msb_sdk::{Error, Sandbox, SandboxHandle};
 
 use super::each;
 use crate::Failure;
@@ -11,9 +11,22 @@ use crate::args::StopArgs;
 /// Stops sandboxes and prints their names. As with other tools, one that does not run is fine.
 pub(crate) async fn run(args: StopArgs) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.time.into());
-    let stop = async |name: &str| match Sandbox::get(name).await?.stop_within(grace).await {
+    let stop = async |name: &str| end(&Sandbox::get(name).await?, grace, args.force).await;
+    each(&args.names, stop).await
+}
+
+/// Ends a sandbox, in order or at once.
+pub(crate) async fn end(
+    sandbox: &SandboxHandle,
+    grace: Duration,
+    force: bool,
+) -> Result<(), Failure> {
+    let ended = match force {
+        true => sandbox.kill().await,
+        false => sandbox.stop_within(grace).await,
+    };
+    match ended {
         Ok(()) | Err(Error::NotRunning { .. }) => Ok(()),
         Err(error) => Err(error.into()),
-    };
-    each(&args.names, stop).await
+    }
 }

@@ -10,8 +10,7 @@ const MANY: usize = 12;
 #[test]
 fn a_dozen_live_at_once() {
     let many = std::env::var("MSB_DOZEN").map_or(MANY, |many| many.parse().expect("a number"));
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     // The template is what stays.
     msb(&["run", "-q", "-m", "128M", BUSYBOX, "--", "true"]).success();

@@ -119,7 +119,14 @@ fn bad_references_and_sizes() {
 #[test]
 fn options_in_the_wrong_place_and_files_that_are_not_there() {
     let lab = Lab::shared();
-    let run = finish(&mut lab.msb(["run", "-q", BUSYBOX, "--net-rul", "x"]), b"");
+    fails(
+        &mut lab.msb(["run", "-q", BUSYBOX, "--net-rul", "x"]),
+        &["'--net-rul'", "'--net-rule'"],
+    );
+    let run = finish(
+        &mut lab.msb(["run", "-q", BUSYBOX, "--", "--net-rule"]),
+        b"",
+    );
     assert_eq!(run.code, Some(127), "{run:?}");
     assert!(run.stderr.contains("own options go before"), "{run:?}");
     fails(
@@ -230,8 +237,7 @@ fn a_reader_that_is_gone_is_no_failure() {
 
 #[test]
 fn one_name_that_is_wrong_keeps_no_other_from_its_turn() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     msb(&["create", "-q", "--name", "app", BUSYBOX]).success();
     let steps = [

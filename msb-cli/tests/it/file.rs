@@ -54,9 +54,12 @@ command: [sh, -c, 'echo the command of the file']
         .args(["--", "sh", "-c", "pwd; echo $MODE $PORT"]);
     assert_eq!(finish(&mut command, b"").success(), "/tmp\nflag 8080\n");
 
+    let run = finish(&mut lab.msb(["run", "-f", file, "ls", "-n", "/"]), b"");
+    assert_eq!(run.code, Some(125), "{run:?}");
+    assert!(run.stderr.contains("after `--`"), "{run:?}");
+
     // What the state says of a sandbox may be given as a file.
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     assert_eq!(
         msb(&["create", "-q", "-f", file, "--name", "app"]).success(),

@@ -25,8 +25,7 @@ fn begin(lab: &Lab, name: &str) {
 
 #[test]
 fn sandboxes_are_forked_and_gone_on_from() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let exec = |name: &str, script: &str| msb(&["exec", name, "--", "sh", "-c", script]).success();
     begin(&lab, "app");
@@ -127,8 +126,7 @@ fn sandboxes_are_forked_and_gone_on_from() {
 /// Whoever is killed while a snapshot is made leaves a whole one or none.
 #[test]
 fn a_supervisor_that_is_killed_leaves_a_whole_snapshot_or_none() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let folder = lab.home().join("snapshots");
     let draft = |part: &str| folder.join(".one.draft").join(part);
@@ -146,10 +144,7 @@ fn a_supervisor_that_is_killed_leaves_a_whole_snapshot_or_none() {
     for (number, (place, reached)) in steps.iter().enumerate() {
         let name = format!("app{number}");
         begin(&lab, &name);
-        let told = msb(&["inspect", &name]).success();
-        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-        let pid = |key: &str| told[0][key].as_u64().expect("a process id") as u32;
-        let (supervisor, vmm) = (pid("supervisor_pid"), pid("vmm_pid"));
+        let (supervisor, vmm) = lab.pids(&name);
         let mut making = lab.msb(["snapshot", "create", &name, "one"]);
         let mut making = making.spawn().expect("spawn");
         until("it is there, or was", || {
@@ -190,8 +185,7 @@ fn a_supervisor_that_is_killed_leaves_a_whole_snapshot_or_none() {
 /// Whoever is killed while it forks leaves sandboxes that run, or none.
 #[test]
 fn a_fork_that_is_killed_leaves_whole_sandboxes_or_none() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let sandboxes = lab.home().join("sandboxes");
     let steps = [

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::lab::{BUSYBOX, Lab, finish};
+use crate::lab::{BUSYBOX, Lab, PYTHON, finish};
 
 /// The words of a command line, in which only double quotes are special.
 fn words(line: &str) -> Vec<String> {
@@ -30,8 +30,7 @@ fn blocks<'a>(guide: &'a str, language: &str) -> Vec<&'a str> {
 /// Types the sessions of a guide in an empty home, with `folder` as the working folder and
 /// that of commands.
 fn run(guide: &str, folder: &Path) {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let sessions = blocks(guide, "console");
     assert!(!sessions.is_empty());
     for session in sessions {
@@ -110,6 +109,94 @@ fn first_steps() {
     )
     .expect("a file");
     run(guide, dir.path());
+}
+
+/// Lines that a shell reads, with comments and files, and whose programs need not be there: each
+/// in a network of its own, where its ports are free, and without a way out of it.
+#[test]
+fn lines_for_a_shell() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root may make networks");
+        return;
+    }
+    let lab = Lab::own();
+    for name in [
+        PYTHON,
+        "debian",
+        "python:3.12",
+        "localhost:5000/python:3.11",
+    ] {
+        lab.import("python", name);
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let files = [
+        (
+            "FILE",
+            "preset none\nallow tcp 443 198.51.100.0/24\nexpect deny dns a.example\n",
+        ),
+        ("token", "a value that is long enough\n"),
+        ("index.html", "a page\n"),
+        (
+            "sandbox.yaml",
+            "image: debian\ncommand: [cat, /etc/hostname]\n",
+        ),
+    ];
+    for (name, content) in files {
+        std::fs::write(dir.path().join(name), content).expect("a file");
+    }
+    // In the last one programs fail: they are not in the image.
+    let guides = [
+        (include_str!("../../../README.md"), PYTHON, 0),
+        (include_str!("../../README.md"), PYTHON, 0),
+        (include_str!("../../../docs/network.md"), BUSYBOX, 0),
+        (include_str!("../../../docs/secrets.md"), PYTHON, 127),
+    ];
+    for (guide, image, most) in guides {
+        let lines = blocks(guide, "console").into_iter().flat_map(str::lines);
+        let lines: Vec<&str> = lines.filter(|line| line.starts_with("$ msb ")).collect();
+        assert!(!lines.is_empty());
+        for line in lines {
+            // What the small image has no name of its own for.
+            let line = line[2..].replace("-- wget", "-- busybox wget");
+            let line = line.replace("IMAGE", image);
+            let ended = finish(&mut in_a_network(&lab, dir.path(), &line), b"");
+            let code = ended.code.unwrap_or(-1);
+            assert!(
+                (0..=most).contains(&code) && code != 125,
+                "{line}: {ended:?}"
+            );
+        }
+    }
+    finish(&mut lab.msb(["rm", "-f", "app"]), b"").success();
+    assert_eq!(lab.sandboxes(), [""; 0]);
+}
+
+/// A line in a network that has nothing but a service of the host.
+fn in_a_network(lab: &Lab, folder: &Path, line: &str) -> std::process::Command {
+    let msb = lab.msb::<&str>([]);
+    let script = r#"
+        msb() { "$MSB" "$@"; }
+        ip link set lo up
+        case $LINE in
+            *host.msb.internal:8080*) busybox httpd -f -p 127.0.0.1:8080 & service=$! ;;
+        esac
+        eval "$LINE"
+        code=$?
+        test -z "$service" || kill $service
+        exit $code
+    "#;
+    let mut command = std::process::Command::new("unshare");
+    for (key, value) in msb.get_envs() {
+        command.env(key, value.expect("set"));
+    }
+    command
+        .args(["--net", "sh", "-c", script])
+        .current_dir(folder)
+        .env("MSB", msb.get_program())
+        .env("LINE", line)
+        .env("MSB_BIN", folder.join("bin"))
+        .env("OPENAI_API_KEY", "a value that is long enough");
+    command
 }
 
 #[test]

@@ -91,8 +91,7 @@ fn a_running_sandbox_keeps_its_image() {
 
 #[test]
 fn images_are_saved_loaded_shown_and_pruned() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     lab.import("python", PYTHON);
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name).display().to_string();

@@ -26,8 +26,7 @@ fn installed(bin: &Path, name: &str, args: &[&str], input: &[u8]) -> String {
 
 #[test]
 fn a_command_opens_its_sandbox() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let dir = tempfile::tempdir().expect("a folder");
     let bin = dir.path().join("a bin");
     let msb = |args: &[&str]| msb(&lab, &bin, args);
@@ -102,8 +101,7 @@ fn what_is_not_msbs_is_not_touched() {
 
 #[test]
 fn msb_removes_itself_and_nothing_else() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let dir = tempfile::tempdir().expect("a folder");
     let bin = dir.path().join("bin");
     fs::create_dir(&bin).expect("a folder");

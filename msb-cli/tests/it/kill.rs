@@ -119,8 +119,7 @@ fn killed_while_starting() {
 
 #[test]
 fn leftovers_of_killed_supervisors_are_removed_by_the_next_run() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let victim = victim(&lab);
     let [name] = &lab.sandboxes()[..] else {
         panic!("{:?}", lab.sandboxes())

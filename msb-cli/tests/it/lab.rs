@@ -70,6 +70,13 @@ impl Lab {
         }
     }
 
+    /// A home of this test's own with the small image in it.
+    pub(crate) fn own() -> Self {
+        let lab = Self::empty();
+        lab.import("busybox", BUSYBOX);
+        lab
+    }
+
     pub(crate) fn import(&self, layout: &str, reference: &str) {
         let list = self.msb(["image", "ls"]).output().expect("msb image ls");
         if String::from_utf8_lossy(&list.stdout).contains(reference) {
@@ -106,6 +113,22 @@ impl Lab {
     /// A shell script in the small image.
     pub(crate) fn sh(&self, script: &str) -> Run {
         self.run(["sh", "-c", script])
+    }
+
+    /// What `msb inspect` tells of a sandbox.
+    #[track_caller]
+    pub(crate) fn inspect(&self, name: &str) -> serde_json::Value {
+        let told = finish(&mut self.msb(["inspect", name]), b"").success();
+        let mut told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        told[0].take()
+    }
+
+    /// The processes of a sandbox: its supervisor and its machine.
+    #[track_caller]
+    pub(crate) fn pids(&self, name: &str) -> (u32, u32) {
+        let told = self.inspect(name);
+        let pid = |key: &str| told[key].as_u64().expect("a process id") as u32;
+        (pid("supervisor_pid"), pid("vmm_pid"))
     }
 
     /// Names in the folder of running sandboxes.

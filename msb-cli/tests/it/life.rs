@@ -2,17 +2,9 @@
 
 use crate::lab::{BUSYBOX, Lab, alive, finish, signal, until};
 
-fn pids(lab: &Lab, name: &str) -> (u32, u32) {
-    let told = finish(&mut lab.msb(["inspect", name]), b"").success();
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    let pid = |key: &str| told[0][key].as_u64().expect("a process id") as u32;
-    (pid("supervisor_pid"), pid("vmm_pid"))
-}
-
 #[test]
 fn files_survive_a_stop_and_a_killed_supervisor() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let script = "echo started; sleep 1000";
     msb(&[
@@ -53,7 +45,7 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
     );
 
     for victim in [0, 1] {
-        let (supervisor, vmm) = pids(&lab, "app");
+        let (supervisor, vmm) = lab.pids("app");
         signal([supervisor, vmm][victim], "KILL");
         until("nothing is left", || !alive(supervisor) && !alive(vmm));
         // The lock goes with the last process that was given it, a moment later.
@@ -64,7 +56,7 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
             "kept\n"
         );
     }
-    let (supervisor, vmm) = pids(&lab, "app");
+    let (supervisor, vmm) = lab.pids("app");
     assert_eq!(msb(&["rm", "app"]).code, Some(125));
     msb(&["rm", "-f", "app"]).success();
     until("nothing is left", || !alive(supervisor) && !alive(vmm));
@@ -73,8 +65,7 @@ fn files_survive_a_stop_and_a_killed_supervisor() {
 
 #[test]
 fn copies_go_in_and_out() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let host = tempfile::tempdir().expect("a folder");
     let at = |name: &str| host.path().join(name).display().to_string();

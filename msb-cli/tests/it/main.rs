@@ -16,6 +16,7 @@ mod install;
 mod kill;
 mod lab;
 mod life;
+mod manual;
 mod network;
 mod outside;
 mod run;

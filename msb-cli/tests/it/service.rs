@@ -10,12 +10,6 @@ use std::process::Command;
 use crate::lab::{BUSYBOX, Kept, Lab, alive, finish, until};
 use crate::tmux::Screen;
 
-fn inspect(lab: &Lab, name: &str) -> serde_json::Value {
-    let told = finish(&mut lab.msb(["inspect", name]), b"").success();
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    told[0].clone()
-}
-
 /// What a service answers to a request, when it answers.
 fn ask(place: SocketAddr) -> Option<String> {
     let mut client = TcpStream::connect(place).ok()?;
@@ -40,10 +34,10 @@ fn a_service_outlives_the_shell_that_started_it() {
     screen.sees(name);
     // The shell, and everything else of this terminal.
     drop(screen);
-    let told = inspect(&lab, name);
+    let told = lab.inspect(name);
     assert_eq!(told["status"], "running", "{told}");
     let place = || -> SocketAddr {
-        let told = inspect(&lab, name);
+        let told = lab.inspect(name);
         let port = told["ports"][0].as_str().expect("a port");
         let place = port.strip_suffix(":80").expect("the guest's port");
         place.parse().expect("an address")
@@ -58,17 +52,16 @@ fn a_service_outlives_the_shell_that_started_it() {
 
     msb(&["stop", "-t", "5", name]).success();
     assert_eq!(ask(port.parse().expect("an address")), None);
-    let told = inspect(&lab, name);
+    let told = lab.inspect(name);
     assert_eq!(
         (&told["status"], &told["failed"]),
         (&"stopped".into(), &false.into())
     );
     msb(&["start", name]).success();
     until("it serves again", serves);
-    let pids = ["supervisor_pid", "vmm_pid"].map(|key| inspect(&lab, name)[key].as_u64());
+    let (supervisor, vmm) = lab.pids(name);
     msb(&["rm", "-f", name]).success();
-    let gone = |pid: &Option<u64>| !alive(u32::try_from(pid.expect("a process")).expect("an id"));
-    until("nothing is left", || pids.iter().all(gone));
+    until("nothing is left", || !alive(supervisor) && !alive(vmm));
 }
 
 /// Copies a folder as it is at this moment, holes as holes.
@@ -81,8 +74,7 @@ fn copy(from: &Path, to: &Path) {
 /// says that it runs, and nothing does.
 #[test]
 fn a_host_that_went_down_leaves_sandboxes_that_are_stopped() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     msb(&["create", "-q", "--disk", "64M", "--name", "idle", BUSYBOX]).success();
     let script = "echo begun; sleep 1000";
@@ -120,7 +112,7 @@ fn a_host_that_went_down_leaves_sandboxes_that_are_stopped() {
     // One that is not kept went with its host.
     assert_eq!(names, ["app", "idle"]);
     for name in ["app", "idle"] {
-        let told = inspect(&after, name);
+        let told = after.inspect(name);
         assert_eq!(told["status"], "stopped", "{told}");
         let reason = told["reason"].as_str().expect("a reason");
         assert!(reason.contains("the host was restarted"), "{told}");
@@ -156,8 +148,7 @@ fn inspect_status(lab: &Lab, name: &str) -> Option<String> {
 
 #[test]
 fn what_a_newer_version_wrote_is_refused_and_stays_as_it_is() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     msb(&["create", "-q", "--name", "app", BUSYBOX]).success();
     msb(&["stop", "-t", "0", "app"]).success();

@@ -6,12 +6,6 @@ use std::process::{Child, Stdio};
 
 use crate::lab::{BUSYBOX, Lab, alive, children, finish, signal, until, wait};
 
-fn lab() -> Lab {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
-    lab
-}
-
 /// Reads until the program says that it is up.
 fn until_up(msb: &mut Child) {
     let mut up = [0; 3];
@@ -21,7 +15,7 @@ fn until_up(msb: &mut Child) {
 
 #[test]
 fn a_kept_sandbox_keeps_its_image() {
-    let lab = lab();
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     msb(&["create", "-q", "--name", "app", BUSYBOX]).success();
     msb(&["stop", "-t", "0", "app"]).success();
@@ -50,7 +44,7 @@ fn a_kept_sandbox_keeps_its_image() {
 /// Ending and removing need no image, whatever became of it.
 #[test]
 fn a_sandbox_whose_image_is_gone_is_stopped_and_removed_all_the_same() {
-    let lab = lab();
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     for end in ["stop", "kill"] {
         lab.import("busybox", BUSYBOX);
@@ -67,7 +61,7 @@ fn a_sandbox_whose_image_is_gone_is_stopped_and_removed_all_the_same() {
 
 #[test]
 fn what_a_kept_sandbox_wrote_survives_the_kill_of_its_command() {
-    let lab = lab();
+    let lab = Lab::own();
     let mut msb = lab
         .msb(["run", "-q", "--name", "app", BUSYBOX, "--", "sh", "-c"])
         .arg("echo kept > /root/file; echo up; sleep 1000")
@@ -90,7 +84,7 @@ fn what_a_kept_sandbox_wrote_survives_the_kill_of_its_command() {
 /// Either the command has printed the name and the sandbox is there, or nothing is.
 #[test]
 fn an_interrupted_start_leaves_nothing() {
-    let lab = lab();
+    let lab = Lab::own();
     lab.sh("true").success(); // makes the templates
     let mut interrupted = 0;
     for delay in (0..400).step_by(25) {
@@ -126,7 +120,7 @@ fn an_interrupted_start_leaves_nothing() {
 
 #[test]
 fn an_impatient_stop_shortens_a_patient_one() {
-    let lab = lab();
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let script = "trap '' TERM; echo up; sleep 100000";
     msb(&[
@@ -151,7 +145,7 @@ fn an_impatient_stop_shortens_a_patient_one() {
 /// `logs -f` sees what comes, and ends with the sandbox.
 #[test]
 fn a_log_is_followed() {
-    let lab = lab();
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let script = "echo up; while ! [ -e /go ]; do sleep 0.1; done; echo on; sleep 1000";
     msb(&[

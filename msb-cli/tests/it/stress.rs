@@ -195,8 +195,7 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn two_people_and_a_killer() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     // Everything that stays is there afterwards: templates, and what is known of the host.
     msb(&["run", "-q", "-m", "128M", BUSYBOX, "--", "true"]).success();

@@ -26,8 +26,7 @@ impl Drop for Background {
 
 #[test]
 fn a_program_whose_time_is_up_is_told_apart_from_others() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let run = msb(&[
         "run",
@@ -63,8 +62,7 @@ fn a_program_whose_time_is_up_is_told_apart_from_others() {
 
 #[test]
 fn figures_are_shown_and_are_json() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     assert!(msb(&["metrics"]).success().starts_with("NAME"));
     for name in ["one", "two"] {
@@ -145,8 +143,7 @@ fn figures_are_shown_and_are_json() {
 
 #[test]
 fn events_are_told_as_they_come() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let mut all = Background::new(
         lab.msb(["events", "--format", "json", "app"])
@@ -229,8 +226,7 @@ fn events_are_told_as_they_come() {
 /// of all the same, and neither is asked over and over.
 #[test]
 fn who_does_not_answer_keeps_nobody_from_hearing() {
-    let lab = Lab::empty();
-    lab.import("busybox", BUSYBOX);
+    let lab = Lab::own();
     let msb = |args: &[&str]| finish(&mut lab.msb(args), b"");
     let asked = Arc::new(AtomicUsize::new(0));
     let mut locks = Vec::new();
