@@ -203,7 +203,7 @@ impl Bench<'_> {
                     continue;
                 }
                 let before = gateway.cpu()?;
-                let value = match load.run(&gateway.guest, self.time) {
+                let value = match load.run(&self.lab, &gateway.guest, self.time) {
                     Ok(value) => value,
                     Err(error) => {
                         println!("{} failed: {error:#}", contender.name());

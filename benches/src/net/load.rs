@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
-use super::{CLOSER, DOMAIN, ECHO, HTTP, HTTP2, IPERF, Namespace, SERVER, server};
+use super::servers::Iperf;
+use super::{CLOSER, DOMAIN, ECHO, HTTP, HTTP2, IPERF, Lab, Namespace, SERVER, server};
 use crate::program;
 
 /// How long any single wait may last: a gateway that loses something fails.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How often a server that is still busy is asked: tries, a second apart.
-const MAX_TRIES: u32 = 10;
 
 /// Threads that connect at the same time.
 const CONNECTORS: u32 = 8;
@@ -58,14 +56,15 @@ pub enum Load {
 }
 
 impl Load {
-    /// Puts the load on the gateway of `guest` for about this long.
+    /// Puts the load on the gateway of `guest`, from and to servers in the world of `lab`,
+    /// for about this long.
     ///
     /// # Errors
     /// When a tool fails, or a request does.
-    pub fn run(self, guest: &Namespace, time: Duration) -> Result<f64> {
+    pub fn run(self, lab: &Lab, guest: &Namespace, time: Duration) -> Result<f64> {
         match self {
-            Load::Tcp(way, flows) => tcp(guest, time, way, flows),
-            Load::Udp(way) => udp(guest, time, way),
+            Load::Tcp(way, flows) => tcp(lab, guest, time, way, flows),
+            Load::Udp(way) => udp(lab, guest, time, way),
             Load::Connects => guest.run(move || connects(time)),
             Load::KeepAlive(connections) => wrk(guest, time, connections, &[]),
             Load::NewConnections => wrk(guest, time, 64, &["--header", "Connection: close"]),
@@ -76,15 +75,21 @@ impl Load {
     }
 }
 
-fn tcp(guest: &Namespace, time: Duration, way: Way, flows: u32) -> Result<f64> {
-    let report = iperf3(guest, time, way, &["--parallel", &flows.to_string()])?;
+fn tcp(lab: &Lab, guest: &Namespace, time: Duration, way: Way, flows: u32) -> Result<f64> {
+    let report = iperf3(lab, guest, time, way, &["--parallel", &flows.to_string()])?;
     let bits = report.pointer("/end/sum_received/bits_per_second");
     Ok(bits.and_then(Value::as_f64).context("no sum")? / 1e9)
 }
 
-fn udp(guest: &Namespace, time: Duration, way: Way) -> Result<f64> {
+fn udp(lab: &Lab, guest: &Namespace, time: Duration, way: Way) -> Result<f64> {
     let length = DATAGRAM.to_string();
-    let report = iperf3(guest, time, way, &["--udp", "-b0", "--length", &length])?;
+    let report = iperf3(
+        lab,
+        guest,
+        time,
+        way,
+        &["--udp", "-b0", "--length", &length],
+    )?;
     let number = |name: &str| {
         let value = report.pointer(&format!("/end/sum/{name}"));
         value.and_then(Value::as_f64).context("no sum")
@@ -93,7 +98,16 @@ fn udp(guest: &Namespace, time: Duration, way: Way) -> Result<f64> {
     Ok(arrived * f64::from(DATAGRAM) * 8.0 / number("seconds")? / 1e9)
 }
 
-fn iperf3(guest: &Namespace, time: Duration, way: Way, arguments: &[&str]) -> Result<Value> {
+/// Each run has a server of its own: one that waits for the end of an earlier run, which
+/// is stuck in a gateway, would turn the next one away.
+fn iperf3(
+    lab: &Lab,
+    guest: &Namespace,
+    time: Duration,
+    way: Way,
+    arguments: &[&str],
+) -> Result<Value> {
+    let _server = Iperf::start(lab)?;
     let mut command = guest.command("iperf3");
     command.args(["--json", "--client", &SERVER.to_string()]);
     command.args(["--port", &IPERF.to_string()]);
@@ -102,21 +116,12 @@ fn iperf3(guest: &Namespace, time: Duration, way: Way, arguments: &[&str]) -> Re
         command.arg("--reverse");
     }
     command.args(arguments);
-    let mut failed = None;
-    for _ in 0..MAX_TRIES {
-        let text = output(&mut command)?;
-        let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
-        let Some(error) = report.get("error").and_then(Value::as_str) else {
-            return Ok(report);
-        };
-        failed = Some(error.to_owned());
-        if !error.contains("busy") {
-            break;
-        }
-        // The end of an earlier run is still on its way through another gateway.
-        std::thread::sleep(Duration::from_secs(1));
+    let text = output(&mut command)?;
+    let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
+    if let Some(error) = report.get("error").and_then(Value::as_str) {
+        bail!("iperf3: {error}");
     }
-    bail!("iperf3: {}", failed.unwrap_or_default())
+    Ok(report)
 }
 
 fn wrk(guest: &Namespace, time: Duration, connections: u32, arguments: &[&str]) -> Result<f64> {

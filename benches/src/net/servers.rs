@@ -31,13 +31,8 @@ impl Servers {
         let config = scratch.join("nginx.conf");
         fs::write(&config, nginx(scratch))?;
         let config = config.display().to_string();
-        let (address, port) = (SERVER.to_string(), IPERF.to_string());
         let mut servers = Self(Vec::new());
         servers.add(lab, &["nginx", "-c", &config])?;
-        servers.add(
-            lab,
-            &["iperf3", "--server", "--bind", &address, "--port", &port],
-        )?;
         let answer = format!("--address=/{DOMAIN}/192.88.1.1");
         let listen = format!("--listen-address={SERVER}");
         servers.add(
@@ -62,19 +57,14 @@ impl Servers {
             })?;
             serve(CLOSER, drop)
         })?;
-        for port in [HTTP, HTTP2, IPERF] {
+        for port in [HTTP, HTTP2] {
             lab.world.run(move || await_listener(port))?;
         }
         Ok(servers)
     }
 
     fn add(&mut self, lab: &Lab, words: &[&str]) -> Result<()> {
-        let mut command = lab.world.command(words[0]);
-        command.args(&words[1..]);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.stderr(Stdio::null()).spawn();
-        self.0
-            .push(child.map_err(|error| program::cannot_run(&command, &error))?);
+        self.0.push(start(lab, words)?);
         Ok(())
     }
 }
@@ -86,6 +76,37 @@ impl Drop for Servers {
             let _ = child.wait();
         }
     }
+}
+
+/// A server for bulk data, which ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Iperf(Child);
+
+impl Iperf {
+    /// Starts it in the world of `lab`, and waits until it listens.
+    pub(super) fn start(lab: &Lab) -> Result<Self> {
+        let (address, port) = (SERVER.to_string(), IPERF.to_string());
+        let words = ["iperf3", "--server", "--bind", &address, "--port", &port];
+        let own = Self(start(lab, &words)?);
+        lab.world.run(|| await_listener(IPERF))?;
+        Ok(own)
+    }
+}
+
+impl Drop for Iperf {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a server in the world of `lab`.
+fn start(lab: &Lab, words: &[&str]) -> Result<Child> {
+    let mut command = lab.world.command(words[0]);
+    command.args(&words[1..]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(Stdio::null()).spawn();
+    child.map_err(|error| program::cannot_run(&command, &error))
 }
 
 /// One process, so that the kernel need not choose between several; HTTP/2 by
