@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
+use std::task::Poll;
 
 use anyhow::{Context as _, anyhow, bail};
 use msb_net::gateway::Config;
@@ -92,8 +93,10 @@ async fn supervise(
             }
         })
     });
+    // Before the program runs: from then on they are meant for it.
+    let mut signals = Signals::new()?;
     line.send("go", None)?;
-    let status = wait(&mut child, pid).await?;
+    let status = wait(&mut child, pid, &mut signals).await?;
     network.stop();
     if let Some(writer) = writer {
         let _ = writer.join();
@@ -203,23 +206,44 @@ fn everybody(path: &str) -> io::Result<String> {
     Ok(map)
 }
 
+/// The signals that are passed on.
+struct Signals([(Signal, tokio::signal::unix::Signal); 6]);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let kept = |own: Signal| {
+            let stream = signal(SignalKind::from_raw(own.as_raw()));
+            stream.map(|stream| (own, stream))
+        };
+        Ok(Self([
+            kept(Signal::INT)?,
+            kept(Signal::QUIT)?,
+            kept(Signal::TERM)?,
+            kept(Signal::HUP)?,
+            kept(Signal::USR1)?,
+            kept(Signal::USR2)?,
+        ]))
+    }
+
+    async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|context| {
+            let mut each = self.0.iter_mut();
+            let came = each.find_map(|(own, stream)| {
+                let came = stream.poll_recv(context).is_ready();
+                came.then_some(*own)
+            });
+            came.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
 /// Waits for the program, and passes on signals meanwhile.
-async fn wait(child: &mut Child, pid: i32) -> anyhow::Result<ExitStatus> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut first = signal(SignalKind::user_defined1())?;
-    let mut second = signal(SignalKind::user_defined2())?;
+async fn wait(child: &mut Child, pid: i32, signals: &mut Signals) -> anyhow::Result<ExitStatus> {
     loop {
         let passed_on = tokio::select! {
             status = child.wait() => return Ok(status?),
-            _ = interrupt.recv() => Signal::INT,
-            _ = quit.recv() => Signal::QUIT,
-            _ = terminate.recv() => Signal::TERM,
-            _ = hangup.recv() => Signal::HUP,
-            _ = first.recv() => Signal::USR1,
-            _ = second.recv() => Signal::USR2,
+            signal = signals.next() => signal,
         };
         // What is typed goes to the program as well: it must not come twice.
         let typed = matches!(passed_on, Signal::INT | Signal::QUIT) && in_foreground();
