@@ -190,14 +190,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Room for a busy build server: 16,384 flows of each kind, buffers of 512 KiB
-    /// and 512 MiB in all. Untouched buffers are mostly not resident: idle
-    /// flows that had carried a request were measured at 10 to 17 KiB each.
+    /// Room for a busy build server: 16,384 flows of each kind, buffers of 1 MiB
+    /// and 512 MiB in all. Untouched buffers are mostly not resident: idle flows that
+    /// had carried a request were measured at 10 to 17 KiB each.
     fn default() -> Self {
         Self {
             tcp_flows: 16_384,
             udp_flows: 16_384,
-            tcp_buffer: 512 * 1024,
+            tcp_buffer: 1024 * 1024,
             tcp_memory: 512 * 1024 * 1024,
             queries: 256,
             cache_memory: 4 * 1024 * 1024,
