@@ -20,6 +20,14 @@ pub(crate) fn policy(args: &NetworkArgs, there: NetworkPolicy) -> Result<Network
         (None, Some(NetArg::None)) => NetworkPolicy::none(),
         (None, None) => there,
     };
+    if let Some(rule) = args.net_rule.iter().find(|rule| rule.contains('@')) {
+        return Err(Failure::Usage {
+            message: format!("network rule {rule:?}: rules are words here, without '@' and ':'"),
+            hint: Some(
+                "such as \"allow api.github.com\", \"deny tcp 25\" or \"allow tcp 80,443 suffix debian.org\"".into(),
+            ),
+        });
+    }
     if !args.net_rule.is_empty() {
         policy = policy.rules_first(&args.net_rule);
     }

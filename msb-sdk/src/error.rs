@@ -107,8 +107,8 @@ pub enum Error {
         /// The image's reference.
         image: String,
     },
-    /// A policy has a mistake.
-    #[error("in the network policy: {0}")]
+    /// What the network is to be like has a mistake.
+    #[error("{0}")]
     Network(#[from] msb_net::Error),
     /// A rule has a mistake.
     #[error("network rule {rule:?}: {source}")]
@@ -292,8 +292,16 @@ impl Error {
             Self::InvalidName { .. } => {
                 "use 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
             }
-            Self::NameTaken { .. } => "choose another name, or stop that sandbox first",
-            Self::NameKept { .. } => "start that one, remove it, or choose another name",
+            Self::NameTaken { name } => {
+                return Some(format!(
+                    "use it, as with `msb exec {name}`, remove it with `msb rm -f {name}`, or choose another name"
+                ));
+            }
+            Self::NameKept { name } => {
+                return Some(format!(
+                    "start it with `msb start {name}`, remove it with `msb rm {name}`, or choose another name"
+                ));
+            }
             Self::NoSandbox { .. } => "`msb ls` lists those that there are",
             Self::NotRunning { name } => return Some(format!("start it: `msb start {name}`")),
             Self::ImageGone { .. } => "remove the sandbox and create it again",
@@ -397,8 +405,16 @@ pub enum SecretProblem {
     #[error("the sandbox has another variable of this name")]
     NameTaken,
     /// Its name, value, hosts or placeholder are none.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     Invalid(msb_net::Error),
+}
+
+/// What is wrong, without the name that is told already.
+fn reason(error: &msb_net::Error) -> String {
+    match error {
+        msb_net::Error::Secret { reason, .. } => reason.to_string(),
+        other => other.to_string(),
+    }
 }
 
 impl SecretProblem {
@@ -417,6 +433,10 @@ impl SecretProblem {
             }
             Self::Unreadable { .. } => "name a file that this user may read".into(),
             Self::NameTaken => "leave the variable out: the guest has a placeholder in it".into(),
+            Self::Invalid(msb_net::Error::Secret {
+                reason: msb_net::error::InvalidSecret::TooShort { .. },
+                ..
+            }) => "a longer one: whatever else reads the same would be taken for it".into(),
             Self::Invalid(source) => return source.hint(),
         })
     }

@@ -166,7 +166,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     // One grammar for the command line, policy files and explanations.
     (
         "msb run alpine --net none --net-rule allow@github.com",
-        "allow@github.com",
+        "\"allow api.github.com\"",
     ),
     // Misspelt after the image's name, too.
     ("msb run alpine --memroy 1G", "--memory"),

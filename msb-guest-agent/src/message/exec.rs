@@ -313,6 +313,10 @@ impl ExecError {
             ExecError::BadUser { .. } => {
                 Some("name a user of the image's /etc/passwd, or a numeric uid")
             }
+            ExecError::BadWorkdir { .. } => Some("name a folder that is there, or make it first"),
+            ExecError::Resources { .. } => {
+                Some("the guest has too many processes or too little memory: end some of them")
+            }
             _ => None,
         }
     }
