@@ -48,7 +48,7 @@ pub enum Error {
     /// A secret, its value or its placeholder is not one. The value is never shown.
     #[error("the secret {name:?} cannot be used: {reason}")]
     Secret {
-        /// Its name or prefix; empty where that is known to the caller only.
+        /// Its name; empty where that is known to the caller only.
         name: String,
         /// What is wrong.
         reason: InvalidSecret,
@@ -107,14 +107,16 @@ impl Error {
             Self::Publish { .. } => {
                 Some("write [BIND:]HOST:GUEST[/udp], such as 8080:80 or 0.0.0.0:5353:53/udp".into())
             }
+            Self::Secret { reason, .. } => reason.hint().map(Into::into),
             Self::TooManyRules { .. } => Some("use CIDR blocks, suffixes or `block`".into()),
             _ => None,
         }
     }
 }
 
-/// Why a secret cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a secret cannot be used. Nothing that was written is repeated: people put a value where
+/// it does not belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidSecret {
     /// The name is none of an environment variable.
@@ -139,26 +141,28 @@ pub enum InvalidSecret {
         max: usize,
     },
     /// A field that never gets a value, or no name of one.
-    #[error("no value is put into a field of that name: {name:?}")]
-    Header {
-        /// What was given.
-        name: String,
-    },
+    #[error("one of its header fields is none that a value is put into")]
+    Header,
     /// No method, or one of requests that are refused.
-    #[error("no request with a value has this method: {method:?}")]
-    Method {
-        /// What was given.
-        method: String,
-    },
+    #[error("one of its methods is none of requests that may have a value")]
+    Method,
     /// No path begins so once it is understood.
-    #[error("no path begins with {path:?}")]
-    Path {
-        /// What was given.
-        path: String,
-    },
+    #[error("no path begins as its own does")]
+    Path,
     /// Its source has no value: no such variable or file, or the program failed.
     #[error("its source has no value")]
     NoValue,
+}
+
+impl InvalidSecret {
+    fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Header => "name one that can carry a credential, such as authorization",
+            Self::Method => "name one such as POST",
+            Self::Path => "write how paths begin, such as /v1, without '?' and '..'",
+            _ => return None,
+        })
+    }
 }
 
 /// Why a text is not an address block.

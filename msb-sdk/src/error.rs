@@ -385,26 +385,21 @@ pub enum SecretProblem {
     #[error("it has no value: none was given, and none is kept")]
     NotGiven,
     /// The variable that it is read from is not set.
-    #[error("the variable {variable} is not set here")]
-    NoVariable {
-        /// The variable.
-        variable: String,
-    },
+    #[error("the variable that it is read from is not set here")]
+    NoVariable,
     /// The file that it is read from cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("the file that it is read from cannot be read: {0}")]
+    Unreadable(io::Error),
+    /// A host that may get its value is none.
+    #[error("one of its hosts is no name of a host")]
+    Host,
     /// The sandbox has no secret of this name.
     #[error("the sandbox has no such secret")]
     Unknown,
     /// Another secret or variable of the sandbox has its name.
     #[error("the sandbox has another variable of this name")]
     NameTaken,
-    /// Its name, value, hosts or placeholder are none.
+    /// Its name, value or placeholder are none.
     #[error("{}", reason(.0))]
     Invalid(msb_net::Error),
 }
@@ -426,12 +421,13 @@ impl SecretProblem {
                 "give it: `--secret {name}=stdin`; in a program with SandboxHandle::start_with, \
                  Sandbox::fork_with or SnapshotBuilder::secret_value"
             ),
-            Self::NoVariable { variable } => {
-                format!(
-                    "set {variable}, or name another source: env:VARIABLE, file:PATH, cmd:PROGRAM"
-                )
+            Self::NoVariable => {
+                "name a variable that is set, or another source: a file, a program".into()
             }
-            Self::Unreadable { .. } => "name a file that this user may read".into(),
+            Self::Unreadable(_) => "name a file that this user may read".into(),
+            Self::Host => {
+                "write names such as api.example.com, or .example.com for all below it".into()
+            }
             Self::NameTaken => "leave the variable out: the guest has a placeholder in it".into(),
             Self::Invalid(msb_net::Error::Secret {
                 reason: msb_net::error::InvalidSecret::TooShort { .. },

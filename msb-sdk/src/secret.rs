@@ -163,7 +163,8 @@ impl Secret {
     /// # Errors
     ///
     /// [`Error::Secret`]: its name, or something that says where the value may go, is none.
-    /// The message quotes it.
+    /// The message quotes the name and nothing else: people put a value where it does not
+    /// belong.
     pub fn check(&self) -> Result<(), Error> {
         self.spec.check()
     }
@@ -232,6 +233,7 @@ impl SecretSpec {
         {
             return Err(self.failed(SecretProblem::NotGiven));
         }
+        patterns(&self.hosts).map_err(|_| self.failed(SecretProblem::Host))?;
         let source = Source::Env(String::new());
         let built = self.build(source);
         built.map_err(|source| self.failed(SecretProblem::Invalid(source)))?;
@@ -478,9 +480,7 @@ fn read_variable(variable: &str) -> Result<Arc<SecretValue>, SecretProblem> {
     use std::os::unix::ffi::OsStringExt;
     let odd = variable.is_empty() || variable.contains(['=', '\0']);
     let found = (!odd).then(|| std::env::var_os(variable)).flatten();
-    let found = found.ok_or_else(|| SecretProblem::NoVariable {
-        variable: variable.to_owned(),
-    })?;
+    let found = found.ok_or(SecretProblem::NoVariable)?;
     let found = Zeroizing::new(found.into_vec());
     let value = SecretValue::new(&found).map_err(SecretProblem::Invalid)?;
     Ok(Arc::new(value))
@@ -488,11 +488,7 @@ fn read_variable(variable: &str) -> Result<Arc<SecretValue>, SecretProblem> {
 
 /// Reads a value from a file.
 pub(crate) fn read_file(path: &Path) -> Result<Arc<SecretValue>, SecretProblem> {
-    let unreadable = |source| SecretProblem::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    let bytes = msb_net::shell::read_secret_file(path).map_err(unreadable)?;
+    let bytes = msb_net::shell::read_secret_file(path).map_err(SecretProblem::Unreadable)?;
     let value = SecretValue::new(&bytes).map_err(SecretProblem::Invalid)?;
     Ok(Arc::new(value))
 }
@@ -558,25 +554,29 @@ mod tests {
         for (secret, part) in [
             (Secret::env("TOKEN").value(VALUE), "no host"),
             (good(), "no value"),
-            (good().from_env_var("MSB_TEST_UNSET"), "MSB_TEST_UNSET"),
-            (good().from_file("/nowhere/token"), "/nowhere/token"),
+            (good().from_env_var(VALUE), "variable"),
+            (good().from_file(VALUE), "file"),
+            (good().from_file(format!("/{VALUE}/{VALUE}")), "file"),
             (
                 Secret::env("1A").value(VALUE).allow_host("a.example"),
                 "digit",
             ),
             (Secret::env("TAKEN").value(VALUE).allow_host("a"), "TAKEN"),
-            (good().value(VALUE).allow_host("*.example"), "*"),
-            (good().value(VALUE).prefix("sk/"), "prefix"),
-            (good().value(VALUE).header("x key"), "x key"),
-            (good().value(VALUE).header("Host"), "host"),
-            (good().value(VALUE).method("connect"), "CONNECT"),
-            (good().value(VALUE).path("v1"), "v1"),
-            (good().value(VALUE).path("/v1?a"), "/v1?a"),
-            (good().value(VALUE).path("/a/../b"), "/a/../b"),
+            (good().value(VALUE).allow_host("*.example"), "hosts"),
+            (good().allow_host(format!("{VALUE}+")), "hosts"),
+            (good().prefix(format!("{VALUE}/")), "prefix"),
+            (good().header(format!("x key {VALUE}")), "header fields"),
+            (good().value(VALUE).header("Host"), "header fields"),
+            (good().method(format!("{VALUE}@")), "methods"),
+            (good().value(VALUE).method("connect"), "methods"),
+            (good().path(VALUE), "path"),
+            (good().path(format!("/{VALUE}?a")), "path"),
+            (good().value(VALUE).path("/a/../b"), "path"),
         ] {
             let text = problem(secret);
+            let parts = ["s3cr3t", "S3CR3T", "v4lue", "V4LUE"];
             assert!(
-                text.contains(part) && !text.contains(VALUE),
+                text.contains(part) && !parts.iter().any(|own| text.contains(own)),
                 "{part}: {text}"
             );
         }

@@ -35,7 +35,7 @@ impl Placeholder {
         let prefix = if prefix.is_empty() { PREFIX } else { prefix };
         let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if prefix.len() > MAX_PREFIX || !prefix.bytes().all(good) {
-            let name = crate::error::excerpt(prefix);
+            let name = String::new();
             let reason = InvalidSecret::Prefix { max: MAX_PREFIX };
             return Err(Error::Secret { name, reason });
         }

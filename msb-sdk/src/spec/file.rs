@@ -81,8 +81,20 @@ impl SandboxSpec {
         let Some(root) = root else {
             return Ok(Self::default());
         };
-        Self::deserialize(Reader(&root))
-            .map_err(|Mistake { message, hint, at }| error(at.unwrap_or(root.at), message, hint))
+        Self::deserialize(Reader(&root)).map_err(|mistake| {
+            let Mistake {
+                mut message,
+                word,
+                hint,
+                at,
+            } = mistake;
+            let at = at.unwrap_or(root.at);
+            // Among the secrets it may be a value, in the wrong place.
+            if let Some(word) = word.filter(|_| !root.holds("secrets", at)) {
+                message.push_str(&format!(" {word:?}"));
+            }
+            error(at, message, hint)
+        })
     }
 }
 
@@ -233,6 +245,57 @@ command: [python3, -m, http.server]
         );
         refused("\u{1b}[2J: a", "sandbox.yaml:1:", None);
         refused("\"\\e[2J\": a", "sandbox.yaml:1:1: there is no key", None);
+    }
+
+    /// Whatever people take for the way to write one.
+    #[test]
+    fn a_value_in_the_wrong_place_is_not_repeated() {
+        for text in [
+            "secrets: HUNTER2",
+            "secrets: [HUNTER2]",
+            "secrets: [TOKEN=HUNTER2@a.example]",
+            "secrets: {TOKEN: HUNTER2}",
+            "secrets: {HUNTER2: a}",
+            "secrets: [{TOKEN: HUNTER2}]",
+            "secrets: [{HUNTER2: a}]",
+            "secrets: [{HUNTER2: a, HUNTER2: a}]",
+            "secrets: [{name: [HUNTER2]}]",
+            "secrets: [{name: T, source: HUNTER2}]",
+            "secrets: [{name: T, source: [HUNTER2]}]",
+            "secrets: [{name: T, source: {HUNTER2: }}]",
+            "secrets: [{name: T, source: {value: HUNTER2}}]",
+            "secrets: [{name: T, source: {given: HUNTER2}}]",
+            "secrets: [{name: T, source: {command: HUNTER2}}]",
+            "secrets: [{name: T, source: {env: T, value: HUNTER2}}]",
+            "secrets: [{name: T, value: HUNTER2, source: given}]",
+            "secrets: [{name: T, source: given, hosts: HUNTER2}]",
+            "secrets: [{name: T, source: given, hosts: [a], query: HUNTER2}]",
+            "secrets: [{name: T, source: given, hosts: [a], prefix: [HUNTER2]}]",
+            "secrets:\n- name: T\n  source: HUNTER2\nimage: a",
+            "secrets:\n- name: T\n  source: \"HUNTER2",
+            "secrets:\n- name: T\n  source: *HUNTER2",
+            "secrets:\n- name: T\n  source: !HUNTER2 a",
+            "secrets:\n- name: T\n  source: %HUNTER2",
+            "secrets:\n- name: T\n source: HUNTER2",
+            "secrets:\n- name: T: HUNTER2",
+            "env: T=HUNTER2",
+            "env: [T=HUNTER2]",
+            "env: [[T, [HUNTER2]]]",
+            "env: {T: [HUNTER2]}",
+            "network: |\n  allow http a.example with authorization=HUNTER2",
+            "network: |\n  allow http a.example with authorization HUNTER2",
+        ] {
+            let error = read(text).expect_err(text);
+            let told = format!("{error} {error:?} {:?}", error.hint());
+            assert!(told.starts_with("sandbox.yaml:"), "{text:?}: {told}");
+            assert!(!told.to_uppercase().contains("HUNTER2"), "{text:?}: {told}");
+        }
+        // Elsewhere it is shown what was mistyped.
+        refused(
+            "secrets: []\nimmage: a",
+            "sandbox.yaml:2:1: there is no key \"immage\"",
+            None,
+        );
     }
 
     #[test]

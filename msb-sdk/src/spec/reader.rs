@@ -20,6 +20,8 @@ const MAX_COMPARED: usize = 32;
 #[derive(Debug)]
 pub(super) struct Mistake {
     pub(super) message: String,
+    /// The word that is wrong, where it helps to be shown it.
+    pub(super) word: Option<String>,
     pub(super) hint: Option<String>,
     pub(super) at: Option<Place>,
 }
@@ -34,7 +36,8 @@ impl Mistake {
         let word: String = word.chars().take(MAX_COMPARED).collect();
         Self {
             hint: Some(hint),
-            ..de::Error::custom(format_args!("there is no {what} {word:?}"))
+            word: Some(word),
+            ..de::Error::custom(format_args!("there is no {what}"))
         }
     }
 }
@@ -51,9 +54,19 @@ impl de::Error for Mistake {
     fn custom<T: Display>(message: T) -> Self {
         Self {
             message: message.to_string(),
+            word: None,
             hint: None,
             at: None,
         }
+    }
+
+    /// Without what is there, which may be the value of a variable or a secret.
+    fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format_args!("expected {expected}"))
+    }
+
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_type(found, expected)
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
@@ -95,6 +108,7 @@ impl Reader<'_> {
     fn mistake(&self, message: impl Into<String>, hint: Option<&str>) -> Mistake {
         Mistake {
             message: message.into(),
+            word: None,
             hint: hint.map(Into::into),
             at: Some(self.0.at),
         }

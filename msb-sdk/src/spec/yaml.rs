@@ -14,7 +14,7 @@ const MAX_DEPTH: usize = 16;
 const MAX_NODES: usize = 100_000;
 
 /// Line and column, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) line: usize,
     pub(super) column: usize,
@@ -156,11 +156,11 @@ impl Open {
                             *key = Some(node);
                             return Ok(());
                         }
-                        Value::Scalar { text, .. } => {
-                            (node.at, format!("the key {text:?} is there twice"))
-                        }
-                        _ => (node.at, "a key must be a word".to_owned()),
+                        // What it is may be a secret's value, in the wrong place.
+                        Value::Scalar { .. } => (node.at, "the key is there twice"),
+                        _ => (node.at, "a key must be a word"),
                     };
+                    let message = message.to_owned();
                     return Err(Malformed { at, message });
                 }
             },
@@ -178,6 +178,17 @@ impl Open {
 }
 
 impl Node {
+    /// Whether a place lies in what belongs to one of the keys here.
+    pub(super) fn holds(&self, name: &str, place: Place) -> bool {
+        let Value::Map(entries) = &self.value else {
+            return false;
+        };
+        let before = entries.iter().rfind(|(key, _)| key.at <= place);
+        before.is_some_and(
+            |(key, _)| matches!(&key.value, Value::Scalar { text, .. } if text == name),
+        )
+    }
+
     /// Whether nothing stands there, or what YAML has for nothing.
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, plain: true }

@@ -77,6 +77,10 @@ pub(super) fn requests(words: &mut Words<'_>) -> Result<(Requests, Target), Erro
     Ok((requests, target))
 }
 
+/// What stands there may be a credential, so it is not repeated.
+const ONLY_NAMES: &str =
+    "write names without values, with commas between them: `with x-team,x-role`";
+
 /// Reads the names of header fields, which become lower case.
 fn fields(words: &mut Words<'_>) -> Result<Vec<String>, Error> {
     let Some(word) = words.next() else {
@@ -90,17 +94,22 @@ fn fields(words: &mut Words<'_>) -> Result<Vec<String>, Error> {
     // What a name is made of says RFC 9110, 5.6.2.
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     for name in &names {
-        let shown = excerpt(name);
         if name.is_empty() || !name.bytes().all(good) {
-            let message = format!("{shown:?} is not the name of a header field");
-            return Err(words.error(word, message));
+            let message = "this is not the name of a header field";
+            return Err(words.error_with(word, message.into(), Some(ONLY_NAMES.into())));
         }
         if NOT_JUDGED.contains(&&name[..]) {
-            let message = format!("{shown:?} is about the connection and not judged");
+            let message = format!("{name:?} is about the connection and not judged");
             return Err(words.error(word, message));
         }
     }
-    Ok(names)
+    match words.peek() {
+        Some(more) if more.text != "without" => {
+            let message = "expected `without` or the end of the line";
+            Err(words.error_with(more, message.into(), Some(ONLY_NAMES.into())))
+        }
+        _ => Ok(names),
+    }
 }
 
 fn split<'a>(word: Word<'a>, words: &Words<'_>) -> Result<(&'a str, Option<PathPattern>), Error> {
