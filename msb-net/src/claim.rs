@@ -275,9 +275,22 @@ const METHODS: &[&[u8]] = &[
     b"UNLOCK ",
     b"REPORT ",
     b"SEARCH ",
+    // No method: the line that some servers take in front of a connection. What comes behind
+    // it they serve, so it hides whom that is for.
+    b"PROXY ",
 ];
 
+/// The same in its other form, of which only the beginning is looked at.
+const PROXIED: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
 fn http(bytes: &[u8]) -> Claimed {
+    if bytes.starts_with(PROXIED) {
+        return Claimed::Absent;
+    }
+    // Behind the empty lines, whole requests may come as well.
+    if bytes.contains(&0) && PROXIED.starts_with(bytes) {
+        return Claimed::Partial;
+    }
     let bytes = bytes.trim_ascii_start();
     let known = METHODS.iter().find(|method| bytes.starts_with(method));
     let method = match (known, Line::default().read(bytes)) {
@@ -569,6 +582,33 @@ mod tests {
         for head in ["\r\n", "CONNECT", "CONNECTED ", "XCONNECT ", "GET CONNECT "] {
             assert!(!is_tunnel(head.as_bytes()), "{head:?}");
         }
+    }
+
+    /// Servers behind others take a word about the client in front of what it says.
+    #[test]
+    fn what_proxies_say_in_front_names_nobody() {
+        for front in [
+            &b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n"[..],
+            b"PROXY UNKNOWN\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c",
+        ] {
+            for behind in [
+                &b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"[..],
+                b"\x16\x03\x01",
+                b"",
+            ] {
+                let bytes = [front, behind].concat();
+                assert_eq!(examine(&bytes), Claimed::Absent, "{bytes:?}");
+                for length in 0..front.len() {
+                    let early = examine(&bytes[..length]);
+                    assert!(
+                        matches!(early, Claimed::Partial | Claimed::Absent),
+                        "{length}"
+                    );
+                }
+            }
+        }
+        assert_eq!(examine(b"\r\n\r\n\0\x01"), Claimed::Foreign);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | `tunnel` | `method` (`CONNECT`), `path` (the port, behind a colon), `by` (in words: it may be asked for), `flow`, `host` |
 //! | `secret` | `secret` (its name: a request got the value), `method`, `path`, `flow`, `host` |
 //! | `untrusted`, `pinned` | `reason`, `flow`, `host`: the server, or the client, did not accept a certificate |
+//! | `passed` | `flow`, `host`: it is left alone, as it was said to be, and not taken apart |
 //! | `no-value` | `secret`, `flow`, `host`: its source has none |
 //! | `dropped` | `reason`, `count` (frames) |
 //! | `lost` | `count` (events nobody took in time) |
@@ -202,6 +203,7 @@ fn request(line: &mut Object, note: &Note) {
         }
         Note::Untrusted { why } => told("untrusted", &[("reason", why)]),
         Note::Pinned { why } => told("pinned", &[("reason", why)]),
+        Note::Passed => told("passed", &[]),
         Note::NoValue { secret } => told("no-value", &[("secret", secret)]),
     }
 }

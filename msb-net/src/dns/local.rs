@@ -35,6 +35,9 @@ const NOWHERE: &[(&str, &str)] = &[
 const PRIVATE: &[&str] = &[
     "localhost",
     "localdomain",
+    // What some files of hosts call loopback.
+    "localdomain4",
+    "localdomain6",
     "internal",
     "home.arpa",
     "test",
@@ -43,6 +46,10 @@ const PRIVATE: &[&str] = &[
     "corp",
     "home",
     "lan",
+    // Ends of names in clusters, which their resolvers complete.
+    "svc",
+    "cluster",
+    "consul",
     // A cloud's word for the machine itself.
     "metadata.goog",
 ];
@@ -102,6 +109,9 @@ mod tests {
             "printer.local",
             "db",
             "db.corp",
+            "localhost6.localdomain6",
+            "kubernetes.default.svc",
+            "vault.service.consul",
             "nas.home.arpa",
         ] {
             assert!(is_inside(&name.parse().unwrap()), "{name}");

@@ -9,6 +9,7 @@ use super::event::Refusal;
 use super::{Action, FlowId, Gateway, policy};
 use crate::Name;
 use crate::claim::{self, Claimed, Line};
+use crate::http::session::Note;
 use crate::policy::{Claim, Decider, Names, Pattern, Reads, Verdict};
 
 /// What a flow was judged by when it opened, and will be again.
@@ -116,6 +117,14 @@ impl Gateway {
                     secure: kind == Kind::Tls,
                 })));
         }
+        if way == Way::Spare {
+            let (host, note) = (claim.clone(), Note::Passed);
+            self.events.push(Event::Request {
+                flow: id,
+                host,
+                note,
+            });
+        }
         if inspect || denied {
             self.events.push(Event::Decided {
                 flow: (!denied).then_some(id),
@@ -215,6 +224,8 @@ impl Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Pass,
+    /// It passes because its host is to be left alone; else it would be taken apart.
+    Spare,
     Intercept,
     Refuse,
 }
@@ -236,8 +247,9 @@ pub(crate) fn way(
     let must = match (reads, kind) {
         (Reads::Always, _) => true,
         (Reads::IfHttp, Kind::Tls | Kind::Http | Kind::Tunnel) => true,
-        // A later request of the connection may be to a host that has rules.
-        (_, Kind::Http) => policy.has_request_rules() && matches!(names.claim, Claim::Name(_)),
+        // A later request of the connection may be to a host that has rules; so may one that
+        // names its host in no way that is read here, such as HTTP/2.
+        (_, Kind::Http) => policy.has_request_rules(),
         _ => only_requests,
     };
     let claim = match names.claim {
@@ -248,14 +260,15 @@ pub(crate) fn way(
         let fits = |name: &Name| patterns.iter().any(|pattern| pattern.matches(name));
         claim.is_some_and(fits) || names.bound.iter().any(fits)
     };
-    let wanted = |own: &Intercept| {
-        let passes = claim.is_some_and(|n| own.passthrough.iter().any(|p| p.matches(n)));
-        kind != Kind::Other && !passes && (own.all || has(&own.hosts))
-    };
+    let wanted = |own: &Intercept| kind != Kind::Other && (own.all || has(&own.hosts));
+    let spared =
+        |own: &Intercept| claim.is_some_and(|n| own.passthrough.iter().any(|p| p.matches(n)));
     match intercept {
         _ if must && kind == Kind::Other => Way::Refuse,
         None if must => Way::Refuse,
-        Some(own) if must || kind == Kind::Tunnel || wanted(own) => Way::Intercept,
+        Some(_) if must || kind == Kind::Tunnel => Way::Intercept,
+        Some(own) if wanted(own) && spared(own) => Way::Spare,
+        Some(own) if wanted(own) => Way::Intercept,
         _ => Way::Pass,
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::head::{Fault, Fields, Request, Response};
 use crate::Name;
 use crate::dns;
-use crate::policy::{self, Action, Asked, Claim, Names, Policy, Reads};
+use crate::policy::{self, Action, Asked, Claim, Names, Policy};
 use crate::secret::coding::{Coding, Corrupt, Decoders};
 use crate::secret::substitute::{self, Grant, Refused, Substituter};
 use crate::secret::{MAX_KNOWN, Placeholder, Scrubber, SecretValue};
@@ -66,6 +66,8 @@ pub enum Note {
         /// What it said.
         why: String,
     },
+    /// The flow passes unread: its host is on the list of those that are left alone.
+    Passed,
     /// A secret's source has no value, so that its placeholder goes as it is.
     NoValue {
         /// The secret's name.
@@ -322,6 +324,9 @@ impl Session {
             }
         }
         request.fields.remove("content-length");
+        // As it was judged: some readers take a number for octal.
+        request.authority = format!("{host}:{port}");
+        *request.target = request.authority.clone();
         self.note(Note::Tunnel { port, by });
         Decision::Forward(None)
     }
@@ -351,7 +356,7 @@ impl Session {
         let verdict = policy.decide_request(flow, &server, &asked("/"));
         denied(&verdict)?;
         let named = policy.is_about_method(&verdict.by, "CONNECT");
-        if policy.reads_requests(flow, &server) == Reads::Always && !named {
+        if policy.is_about_server(flow, bound) && !named {
             let why = "a rule is about the requests that the proxy may get, and none says CONNECT";
             return Err(Barred::Refused(why.into()));
         }

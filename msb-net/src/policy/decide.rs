@@ -84,6 +84,14 @@ impl Flow {
             is_host: false,
         }
     }
+
+    /// Its other end.
+    pub(super) fn peer(&self) -> Peer {
+        Peer {
+            faces: Faces::of(self.address),
+            is_host: self.is_host,
+        }
+    }
 }
 
 /// The name a client gives for the host it wants.
@@ -419,10 +427,7 @@ impl Rule {
         if !self.ports.is_empty() && !port.is_some_and(within) {
             return Some(Mismatch::Port);
         }
-        let peer = Peer {
-            faces: Faces::of(flow.address),
-            is_host: flow.is_host,
-        };
+        let peer = flow.peer();
         let target = match &self.target {
             Target::Any => None,
             Target::Addresses(set) => (!set.hold(&peer, self.action)).then_some(Mismatch::Address),

@@ -9,9 +9,11 @@ use std::fmt;
 
 use super::decide::Evidence;
 use super::{
-    Action, Claim, Decider, Explanation, Flow, Names, Policy, Preset, Protocol, Rule, Step, Verdict,
+    Action, Addresses, Claim, Decider, Explanation, Flow, Names, Policy, Preset, Protocol, Rule,
+    Step, Transport, Verdict,
 };
 use super::{Pattern, Target};
+use crate::Name;
 use crate::http::path::PathPattern;
 
 /// Which requests a rule is about.
@@ -102,6 +104,24 @@ impl Policy {
         };
         let all = self.rules.iter().filter(own).map(reads);
         all.max().unwrap_or(Reads::Never)
+    }
+
+    /// Tells whether some rule is about the requests of this very server, by one of its names
+    /// or by its address, so that it does not meet those in a tunnel, whose end has neither.
+    pub(crate) fn is_about_server(&self, flow: &Flow, bound: &[Name]) -> bool {
+        let Transport::Tcp(port) = flow.transport else {
+            return false;
+        };
+        let holds = |set: &Addresses, flow: &Flow| set.hold(&flow.peer(), Action::Deny);
+        let end = Flow::by_name(port);
+        self.rules.iter().any(|rule| {
+            let own = rule.protocol == Protocol::Http && rule.direction == flow.direction;
+            own && match &rule.target {
+                Target::Any => false,
+                Target::Addresses(set) => holds(set, flow) && !holds(set, &end),
+                Target::Names { pattern, .. } => bound.iter().any(|name| pattern.matches(name)),
+            }
+        })
     }
 
     /// Tells whether any rule is about requests at all.

@@ -69,6 +69,15 @@ pub enum NetworkActivity {
         /// The host whose requests would have got it.
         host: Option<String>,
     },
+    /// A flow passes unread: its host is one of [`tls_passthrough`].
+    ///
+    /// [`tls_passthrough`]: crate::SandboxBuilder::tls_passthrough
+    Passed {
+        /// The flow's number.
+        flow: u64,
+        /// The host.
+        host: Option<String>,
+    },
     /// A request was refused by a rule.
     #[serde(rename = "request-deny")]
     RequestDenied {
@@ -244,6 +253,10 @@ impl fmt::Display for NetworkEvent {
             NetworkActivity::NoValue { secret, host } => {
                 let host = host.as_deref().unwrap_or("a host");
                 write!(f, "secret {secret}: no value for {host}")
+            }
+            NetworkActivity::Passed { flow, host } => {
+                let host = host.as_deref().unwrap_or("a host");
+                write!(f, "pass {host}, flow {flow}: it is not to be taken apart")
             }
             NetworkActivity::RequestDenied { request, by } => {
                 write!(f, "deny request {request}: {by}")

@@ -62,6 +62,12 @@ fn passing_through_is_for_hosts_without_rules() {
     });
     let (taken, passed, _) = said("preset allow-all", all.clone(), 80, GET);
     assert!(taken.is_empty() && passed);
+    let hosts = for_host("a.example").map(|own| Intercept {
+        passthrough: own.hosts.clone(),
+        ..own
+    });
+    let (taken, passed, _) = said("preset allow-all", hosts, 80, GET);
+    assert!(taken.is_empty() && passed);
     let rule = "preset allow-all\ndeny http GET a.example/x";
     let (taken, ..) = said(rule, all, 80, GET);
     assert_eq!(taken.len(), 1);
@@ -95,6 +101,29 @@ fn requests_that_nobody_reads_do_not_pass() {
     let policy = "preset allow-all\ndeny http DELETE any";
     let (taken, passed, _) = said(policy, Some(Intercept::default()), 22, SSH);
     assert!(taken.is_empty() && passed);
+}
+
+/// One connection may carry requests to many hosts: those behind such a beginning would
+/// not be seen.
+#[test]
+fn a_request_that_names_no_host_hides_none_behind_it() {
+    let policy = "preset allow-all\ndeny http DELETE a.example";
+    for first in [
+        &b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"[..],
+        b"GET / HTTP/1.1\r\nHost: 1.1.1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nDELETE / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\0\0\0\0\0\0\0\0\0\0\0\0DELETE / HTTP/1.1\r\n",
+        &[b"GET / HTTP/1.1\r\nX: ", &[b'x'; 20_000][..]].concat(),
+    ] {
+        for port in [80, 3128] {
+            let (taken, ..) = said(policy, Some(Intercept::default()), port, first);
+            assert_eq!(taken.len(), 1);
+            assert_eq!(taken[0].host, None);
+            let (taken, passed, _) = said(policy, None, port, first);
+            assert!(taken.is_empty() && !passed);
+        }
+    }
 }
 
 /// Says something byte by byte; returns what was taken apart, what the server got, and

@@ -533,6 +533,18 @@ fn tunnels_are_judged_by_where_they_lead() {
     assert_eq!(connect("preset allow-all", Some(|_| ()), &misuse).0, "");
 }
 
+/// Some readers take such a port for octal.
+#[test]
+fn a_tunnel_is_asked_for_as_it_was_judged() {
+    let mut relay = over("preset allow-all", None, 3128);
+    let end = "A.example.:0443";
+    relay.from_guest(format!("CONNECT {end} HTTP/1.1\r\nHost: {end}\r\n\r\n").as_bytes());
+    assert_eq!(
+        take(&mut relay.to_server),
+        "CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n"
+    );
+}
+
 #[test]
 fn web_sockets_pass_and_are_scrubbed_in_place() {
     let mut relay = secret();

@@ -136,6 +136,33 @@ fn requests_are_read_only_where_a_rule_is_about_them() {
     assert!(!reads(&[], Claim::Absent));
 }
 
+/// What is in a tunnel meets no rule about the addresses of the proxy that opened it.
+#[test]
+fn a_rule_may_be_about_the_requests_of_one_server() {
+    let flow = Flow::tcp("10.0.0.7".parse().unwrap(), 3128);
+    let bound = [name("proxy.example")];
+    for (rule, about) in [
+        ("deny http DELETE proxy.example", true),
+        ("allow http GET suffix example", true),
+        ("deny http DELETE a.example", false),
+        ("deny http DELETE any", false),
+        ("deny tcp proxy.example", false),
+    ] {
+        let policy = document(rule).policy;
+        assert_eq!(policy.is_about_server(&flow, &bound), about, "{rule}");
+    }
+    for (addresses, about) in [
+        ("10.0.0.0/8", true),
+        ("10.1.0.0/16", false),
+        ("0.0.0.0/0", false),
+    ] {
+        let mut rule: Rule = "deny http DELETE any".parse().unwrap();
+        rule.target = Target::Addresses(Addresses::Cidr(addresses.parse().unwrap()));
+        let policy = Policy::allow_all().rule(rule).unwrap();
+        assert_eq!(policy.is_about_server(&flow, &bound), about, "{addresses}");
+    }
+}
+
 #[test]
 fn mistakes_in_rules_are_pointed_at() {
     for (text, says) in [
@@ -155,11 +182,17 @@ fn mistakes_in_rules_are_pointed_at() {
         ),
         ("deny http any with Host", "is about the connection"),
         ("deny http any without a with b", "the end of the line"),
+        ("deny http any with a b", "`without` or the end of the line"),
+        // Where a credential is, its name belongs.
+        ("deny http any with a=HUNTER2", "is not the name"),
+        ("deny http any with a: HUNTER2", "is not the name"),
+        ("deny http any with a HUNTER2", "the end of the line"),
         ("deny tcp 443 a.example with b", "the end of the line"),
         ("expect deny http a.example/x", "a method"),
         ("expect deny http GET a.example/x with é", "is not the name"),
     ] {
         let error = text.parse::<Document>().expect_err(text).to_string();
         assert!(error.contains(says), "{text}: {error}");
+        assert!(!error.to_uppercase().contains("HUNTER2"), "{error}");
     }
 }

@@ -63,7 +63,7 @@ where
     let mut guest = tokio::io::join(guest, to_guest);
     let mut server = tokio::io::join(from_server, to_server);
     match (way, kind) {
-        (Way::Pass, _) => {
+        (Way::Pass | Way::Spare, _) => {
             let copy = tokio::io::copy_bidirectional_with_sizes;
             // Whoever cut it off knows.
             let _ = copy(&mut guest, &mut server, BUFFER, BUFFER).await;
@@ -163,8 +163,10 @@ fn judge(inner: &Connection, claimed: &Claimed, kind: Kind) -> Way {
     }
     let intercept = inner.shared.intercept.as_ref();
     let way = way((policy, intercept), facts, &names, &verdict, kind);
-    if way == Way::Refuse {
-        inner.refuse_tunnel("a rule is about its requests, and it is not HTTP");
+    match way {
+        Way::Refuse => inner.refuse_tunnel("a rule is about its requests, and it is not HTTP"),
+        Way::Spare => inner.note(Note::Passed),
+        Way::Pass | Way::Intercept => {}
     }
     way
 }

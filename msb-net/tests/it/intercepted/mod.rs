@@ -5,7 +5,7 @@ mod answers;
 mod conformance;
 mod frames;
 mod rotation;
-mod servers;
+pub(crate) mod servers;
 mod states;
 mod tunnels;
 
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use msb_net::gateway::{Config, Event};
 use msb_net::http::session::Note;
+use msb_net::policy::Pattern;
 use msb_net::secret::{Secret, SecretValue, Source};
 use msb_net::shell::{Events, Link, Network, Options};
 use rustls::pki_types::pem::PemObject as _;
@@ -39,12 +40,19 @@ struct World {
 }
 
 fn world(policy: &str, outside: &Outside, secret: Option<Secret>) -> World {
+    sparing(policy, outside, secret, &[])
+}
+
+/// The same, with hosts that are to be left alone.
+fn sparing(policy: &str, outside: &Outside, secret: Option<Secret>, hosts: &[&str]) -> World {
     let config = Config::new(policy.parse().expect("a policy"), 7);
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut options = Options::new(config.clone());
     options.interception.extra_roots = outside.pem();
     options.interception.only_extra_roots = true;
     options.interception.secrets.extend(secret);
+    let spared = |host: &&str| Pattern::Domain(host.parse().expect("a name"));
+    options.interception.passthrough = hosts.iter().map(spared).collect();
     let (network, events) = Network::spawn(options, Link::stream(ours)).expect("it starts");
     let guest = Some(Guest::new(&config, theirs));
     World {
@@ -382,24 +390,56 @@ fn a_server_that_is_not_the_host_gets_nothing() {
     }
 }
 
+/// Asks a server for something with the placeholder: it shows its own certificate, and gets
+/// what the guest has.
+fn goes_unread(stream: UnixStream, outside: &Outside, host: &str, own: &str, seen: &servers::Seen) {
+    let config = client(&outside.pem(), b"http/1.1");
+    run(async {
+        let tls = connect(stream, config, host).await;
+        let mut tls = tls.expect("the server's own certificate");
+        let request =
+            format!("GET / HTTP/1.1\r\nhost: a.example\r\nauthorization: Bearer {own}\r\n\r\n");
+        exchange(&mut tls, request).await;
+    });
+    let head = seen.lock().unwrap().pop().expect("a request");
+    assert!(head.contains(own) && !head.contains(VALUE), "{head}");
+}
+
 #[test]
 fn other_hosts_are_not_taken_apart_and_get_the_placeholder() {
     let outside = Outside::new("known");
     let (port, seen) = servers::h1(Some(outside.config("b.example", b"http/1.1")));
     let mut world = world("preset allow-all", &outside, literal());
     let own = world.placeholder();
-    let (stream, config) = (world.connect(port), client(&outside.pem(), b"http/1.1"));
-    run(async {
-        let mut tls = connect(stream, config, "b.example")
-            .await
-            .expect("the server's own certificate");
-        let request =
-            format!("GET / HTTP/1.1\r\nhost: a.example\r\nauthorization: Bearer {own}\r\n\r\n");
-        exchange(&mut tls, request).await;
-    });
-    let head = &seen.lock().unwrap()[0];
-    assert!(head.contains(&own) && !head.contains(VALUE), "{head}");
+    goes_unread(world.connect(port), &outside, "b.example", &own, &seen);
     assert_eq!(world.notes(), []);
+}
+
+#[test]
+fn hosts_that_are_left_alone_show_their_own_certificate_and_get_no_value() {
+    let outside = Outside::new("known");
+    let (port, seen) = servers::h1(Some(outside.config("a.example", b"http/1.1")));
+    let mut direct = sparing("preset allow-all", &outside, literal(), &["a.example"]);
+    let own = direct.placeholder();
+    goes_unread(direct.connect(port), &outside, "a.example", &own, &seen);
+    assert_eq!(direct.notes(), [Note::Passed]);
+
+    let (proxy, _) = servers::proxy(port, b"");
+    let mut tunnelled = sparing("preset allow-all", &outside, literal(), &["a.example"]);
+    let own = tunnelled.placeholder();
+    let stream = tunnels::open(&mut tunnelled, proxy, "a.example:443");
+    goes_unread(stream, &outside, "a.example", &own, &seen);
+    let notes = tunnelled.notes();
+    assert!(
+        matches!(&notes[..], [Note::Tunnel { .. }, Note::Passed]),
+        "{notes:?}"
+    );
+
+    // A rule about its requests comes first.
+    let policy = "preset allow-all\ndeny http DELETE a.example";
+    let mut read = sparing(policy, &outside, literal(), &["a.example"]);
+    let (stream, config) = (read.connect(port), read.client(b"http/1.1"));
+    run(connect(stream, config, "a.example")).expect("the certificate of the sandbox");
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn ask(stream: &mut UnixStream, to: &str) -> String {
 }
 
 /// A connection to a proxy, and a tunnel in it.
-fn open(world: &mut World, proxy: u16, to: &str) -> UnixStream {
+pub(super) fn open(world: &mut World, proxy: u16, to: &str) -> UnixStream {
     let mut stream = world.connect(proxy);
     let head = ask(&mut stream, to);
     assert_eq!(head, "HTTP/1.1 200 OK\r\n\r\n");
@@ -118,17 +118,7 @@ fn other_hosts_are_not_taken_apart_in_a_tunnel_either() {
     let mut world = world(POLICY, &outside, literal());
     let own = world.placeholder();
     let stream = open(&mut world, proxy, "b.example:443");
-    let config = client(&outside.pem(), b"http/1.1");
-    run(async {
-        let mut tls = connect(stream, config, "b.example")
-            .await
-            .expect("the server's own certificate");
-        let request =
-            format!("GET / HTTP/1.1\r\nhost: a.example\r\nauthorization: Bearer {own}\r\n\r\n");
-        exchange(&mut tls, request).await;
-    });
-    let head = &heads.lock().unwrap()[0];
-    assert!(head.contains(&own) && !head.contains(VALUE), "{head}");
+    goes_unread(stream, &outside, "b.example", &own, &heads);
     let notes = world.notes();
     assert!(
         matches!(&notes[..], [Note::Tunnel { port: 443, by }] if by.contains("allow-all")),
