@@ -2,6 +2,7 @@
 //! values in all that guests and those who take them over could reach.
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -62,6 +63,19 @@ impl Outside {
             .with_single_cert(vec![certificate.der().clone()], key);
         Arc::new(config.expect("configuration"))
     }
+}
+
+/// Serves connections, one after the other, for as long as the test's process lives; returns
+/// the port of this host's loopback.
+pub(crate) fn listen(serve: impl Fn(TcpStream) + Send + 'static) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            serve(stream.expect("accept"));
+        }
+    });
+    port
 }
 
 /// A value in all the forms that are searched for. Of base64 that is what does not depend

@@ -2,16 +2,14 @@
 //! and a search of all that the guest can reach. Everything stays on this host's loopback.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::lab::{Kept, Lab, PYTHON, finish, text, wait};
-use crate::outside::{Outside, dump, forms, holds, inspect, reflection};
+use crate::outside::{Outside, dump, forms, holds, inspect, listen, reflection};
 
 const VALUE: &str = "s3cr3t-v4lue/with+odd=chars";
 
@@ -42,21 +40,13 @@ struct Server {
 
 impl Server {
     fn start(config: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
-        let port = listener.local_addr().expect("address").port();
         let seen = Arc::default();
         let shared = Arc::clone(&seen);
-        // It lives as long as the test's process.
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.expect("accept");
-                match &config {
-                    None => serve(stream, &shared),
-                    Some(config) => {
-                        let tls = ServerConnection::new(Arc::clone(config)).expect("TLS");
-                        serve(StreamOwned::new(tls, stream), &shared);
-                    }
-                }
+        let port = listen(move |stream| match &config {
+            None => serve(stream, &shared),
+            Some(config) => {
+                let tls = ServerConnection::new(Arc::clone(config)).expect("TLS");
+                serve(StreamOwned::new(tls, stream), &shared);
             }
         });
         Self { port, seen }
@@ -208,6 +198,43 @@ fn the_server_gets_the_value_and_the_guest_never_does() {
         log.contains("net: deny request DELETE a.example/, flow "),
         "{log}"
     );
+}
+
+/// The guest trusts nobody but whoever vouches for the server: it sees that one's certificate.
+#[test]
+fn a_host_that_is_left_alone_gets_no_value() {
+    const SCRIPT: &str = r#"
+import http.client, os, ssl, sys
+with open("/etc/hosts", "a") as hosts:
+    hosts.write("192.168.127.1 a.example\n")
+context = ssl.create_default_context(cadata=sys.argv[2])
+client = http.client.HTTPSConnection("a.example", int(sys.argv[1]), context=context)
+client.request("GET", "/", headers={"Authorization": "Bearer " + os.environ["TOKEN"]})
+print(client.getresponse().status, os.environ["TOKEN"])
+"#;
+    let lab = Lab::with_python();
+    let outside = Outside::new();
+    let server = Server::start(Some(outside.config(&["a.example"])));
+    let pem = std::fs::read_to_string(outside.pem()).expect("the authority");
+    let secret = format!("TOKEN=env:{VARIABLE}@a.example");
+    let mut command = lab.msb(["run", "-q", "-m", "256M", "--net", "allow-all", "--tls-ca"]);
+    command.arg(outside.pem()).args(["--secret", &secret]);
+    command.args(["--tls-passthrough", "a.example", "--net-log", "-", PYTHON]);
+    command.args([
+        "--",
+        "python3",
+        "-c",
+        SCRIPT,
+        &server.port.to_string(),
+        &pem,
+    ]);
+    let run = finish(command.env(VARIABLE, VALUE), b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let token = run.stdout.trim_end().strip_prefix("200 ").expect("200");
+    assert_eq!(server.credentials(), [token]);
+    assert!(token.starts_with("msb_ph_"), "{token}");
+    let told = "net: pass a.example, flow ";
+    assert!(run.stderr.contains(told), "{run:?}");
 }
 
 /// A resolver in the guest, which nobody else sees, says that every host is where the
@@ -477,5 +504,59 @@ fn secrets_that_cannot_be_used_are_refused_with_a_remedy() {
         assert_eq!(refused.code, Some(125), "{refused:?}");
         assert!(refused.stderr.contains(part), "{part}: {refused:?}");
         assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
+    }
+}
+
+/// What is mistyped in a file may be a value, too.
+#[test]
+fn a_file_with_a_value_in_the_wrong_place_is_refused_without_it() {
+    let lab = Lab::shared();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("sandbox.yaml");
+    let hosts = "hosts: [a.example]";
+    for (secret, part) in [
+        ("source: hunter2hunter2".to_owned(), "there is no value"),
+        (
+            format!("source: {{env: hunter2}}\n  {hosts}"),
+            "the variable",
+        ),
+        (format!("source: {{file: hunter2}}\n  {hosts}"), "the file"),
+        (
+            "source: given\n  hosts: [hunter2+]".into(),
+            "name of a host",
+        ),
+        (
+            format!("source: given\n  {hosts}\n  value: hunter2"),
+            "no key",
+        ),
+        (format!("source: given\n  {hosts}\n  hunter2: 1"), "no key"),
+        (
+            format!("source: given\n  {hosts}\n  headers: [hunter2/]"),
+            "header fields",
+        ),
+        (
+            format!("source: given\n  {hosts}\n  methods: [hunter2/]"),
+            "methods",
+        ),
+        (format!("source: given\n  {hosts}\n  path: hunter2"), "path"),
+        (
+            format!("source: given\n  {hosts}\n  prefix: hunter2/"),
+            "prefix",
+        ),
+        (
+            format!("source: given\n  {hosts}\n- name: hunter2/\n  source: given\n  {hosts}"),
+            "a name has",
+        ),
+    ] {
+        let text = format!(
+            "image: {}\nsecrets:\n- name: TOKEN\n  {secret}\n",
+            crate::lab::BUSYBOX
+        );
+        std::fs::write(&file, &text).expect("write");
+        let mut command = lab.msb(["run", "-q", "-f"]);
+        let refused = finish(command.arg(&file).args(["--", "true"]), b"");
+        assert_eq!(refused.code, Some(125), "{text}: {refused:?}");
+        assert!(refused.stderr.contains(part), "{text}: {refused:?}");
+        assert!(!refused.stderr.contains("hunter2"), "{text}: {refused:?}");
     }
 }

@@ -179,7 +179,7 @@ fn signals_are_passed_on_to_the_program() {
 }
 
 /// The gateway's open descriptors, and its resident memory in KiB.
-fn held(pid: u32) -> (usize, u64) {
+pub(crate) fn held(pid: u32) -> (usize, u64) {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod corpus;
+mod endurance;
 mod gateway_example;
 mod guest;
 mod hostile;

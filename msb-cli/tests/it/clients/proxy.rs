@@ -1,9 +1,11 @@
 //! A proxy that opens tunnels to this host's loopback, and keeps what it could read.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+
+use crate::outside::listen;
 
 pub(crate) struct Proxy {
     pub(crate) port: u16,
@@ -12,17 +14,12 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Serves for as long as the test's process lives.
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
-        let port = listener.local_addr().expect("address").port();
         let seen = Arc::default();
         let shared = Arc::clone(&seen);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (stream, shared) = (stream.expect("accept"), Arc::clone(&shared));
-                thread::spawn(move || serve(stream, &shared));
-            }
+        let port = listen(move |stream| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || serve(stream, &shared));
         });
         Self { port, seen }
     }

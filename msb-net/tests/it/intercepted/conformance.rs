@@ -237,6 +237,26 @@ fn frames_have_their_sizes_and_places() {
             .concat(),
         ),
         case(
+            "6.10 CONTINUATION behind one that ends",
+            Ends(&[PROTOCOL]),
+            [
+                get(1, END_STREAM, &[]),
+                frame(CONTINUATION, END_HEADERS, 1, &field("a", "b")),
+                frame(CONTINUATION, END_HEADERS, 1, &field("c", "d")),
+            ]
+            .concat(),
+        ),
+        case(
+            "6.10 DATA within a block",
+            Ends(&[PROTOCOL]),
+            [
+                get(1, 0, &[]),
+                frame(CONTINUATION, 0, 1, &field("a", "b")),
+                stream(DATA, b"x"),
+            ]
+            .concat(),
+        ),
+        case(
             "6.10 a head in three frames",
             Answers(200),
             [
@@ -435,4 +455,146 @@ fn compression_is_read_strictly() {
             with(&[0x00, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff]),
         ),
     ]);
+}
+
+/// What a client may send, however unusual, is understood.
+#[test]
+fn what_is_allowed_is_answered() {
+    let good = block(&GET);
+    let post = [&[(":method", "POST")][..], &GET[1..]].concat();
+    let head = [&[(":method", "HEAD")][..], &GET[1..]].concat();
+    let begun = || raw_open(&block(&post));
+    let data = |flags, payload: &[u8]| frame(DATA, flags, 1, payload);
+    let with = |more: &[u8]| raw(1, &[&good, more].concat());
+    let names: [(&str, &[u8]); 2] = [
+        ("", b"\x06x-test\x06folded"),
+        // The same in Huffman's code (RFC 7541, B).
+        (
+            ", compressed",
+            b"\x85\xf2\xb2\x4a\x84\xff\x85\x94\xf4\x48\x59\x3f",
+        ),
+    ];
+    let mut cases = vec![
+        behind("HEAD", Answers(200), raw(1, &block(&head)), &[]),
+        behind("POST", Answers(200), begun(), &data(END_STREAM, b"test")),
+        behind(
+            "DATA in many frames",
+            Answers(200),
+            begun(),
+            &[data(0, b"one"), data(0, b""), data(END_STREAM, b"two")].concat(),
+        ),
+        behind(
+            "DATA with padding",
+            Answers(200),
+            begun(),
+            &data(PADDED | END_STREAM, b"\x06test\0\0\0\0\0\0"),
+        ),
+        behind(
+            "DATA as large as may be",
+            Answers(200),
+            begun(),
+            &data(END_STREAM, &vec![b'x'; 16_384]),
+        ),
+        behind(
+            "a trailer",
+            Answers(200),
+            [begun(), data(0, b"test")].concat(),
+            &raw(1, &field("x-checksum", "1")),
+        ),
+        behind(
+            "HEADERS with padding",
+            Answers(200),
+            frame(
+                HEADERS,
+                WHOLE | PADDED,
+                1,
+                &[b"\x02", &good[..], b"\0\0"].concat(),
+            ),
+            &[],
+        ),
+        behind(
+            "a head in two frames",
+            Answers(200),
+            frame(HEADERS, END_STREAM, 1, &good[..9]),
+            &frame(CONTINUATION, END_HEADERS, 1, &good[9..]),
+        ),
+        behind(
+            "a window, and more of one",
+            Answers(200),
+            [setting(4, 0), whole(1)].concat(),
+            &[update(0, 1), update(1, 1)].concat(),
+        ),
+        behind(
+            "GOAWAY behind a request",
+            Answers(200),
+            whole(1),
+            &frame(GOAWAY, 0, 0, &[0; 8]),
+        ),
+        behind(
+            "RST_STREAM of what was asked",
+            GoesOn,
+            open(1),
+            &reset(1, 8),
+        ),
+        behind(
+            "HPACK: no table",
+            Answers(200),
+            raw(1, &[b"\x20", &good[..]].concat()),
+            &[],
+        ),
+        behind(
+            "HPACK: two new sizes",
+            Answers(200),
+            raw(1, &[b"\x20\x3f\xe1\x1f", &good[..]].concat()),
+            &[],
+        ),
+    ];
+    let entry = with(b"\x40\x06x-test\x06folded\xbe");
+    cases.push(behind(
+        "HPACK: a field of the table",
+        Answers(200),
+        entry,
+        &[],
+    ));
+    for (code, text) in names {
+        for (kind, first) in [("added", 0x40), ("not added", 0), ("never added", 0x10)] {
+            let what: &str = format!("HPACK: a new name, {kind}{code}").leak();
+            let field = [&[first], text].concat();
+            cases.push(behind(what, Answers(200), with(&field), &[]));
+            // The name is user-agent's.
+            let index: &[u8] = if first == 0x40 {
+                b"\x7a"
+            } else {
+                &[first | 15, 43]
+            };
+            let value = if code.is_empty() {
+                &text[7..]
+            } else {
+                &text[6..]
+            };
+            let what: &str = format!("HPACK: a known name, {kind}{code}").leak();
+            let field = [index, value].concat();
+            cases.push(behind(what, Answers(200), with(&field), &[]));
+        }
+    }
+    for (what, dependency) in [
+        ("with the least weight", [0, 0, 0, 0, 0]),
+        ("with the most weight", [0, 0, 0, 0, 255]),
+        ("of another stream", [0, 0, 0, 3, 15]),
+        ("of another stream alone", [128, 0, 0, 3, 15]),
+    ] {
+        let priority = frame(PRIORITY, 0, 1, &dependency);
+        let what: &str = format!("PRIORITY {what}").leak();
+        cases.push(behind(what, Answers(200), priority.clone(), &whole(1)));
+        cases.push(behind(what, Answers(200), whole(1), &priority));
+        let block = [&dependency[..], &good].concat();
+        let within = frame(HEADERS, WHOLE | PRIORITIZED, 1, &block);
+        cases.push(behind(what, Answers(200), within, &[]));
+    }
+    check(cases);
+}
+
+/// A request whose body is to come.
+fn raw_open(block: &[u8]) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, 1, block)
 }

@@ -1,6 +1,7 @@
 //! Servers that play the named host, and the authority that vouches for them.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
@@ -31,10 +32,21 @@ impl Outside {
     }
 
     pub(crate) fn pem(&self) -> String {
-        use rustls::pki_types::CertificateDer;
-        let der: &CertificateDer<'_> = self.issuer.der();
-        let text: String = base64(der);
-        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+        pem("CERTIFICATE", self.issuer.der())
+    }
+
+    /// Writes what a server elsewhere needs, and its clients: `leaf.pem`, `leaf.key`, `ca.pem`.
+    pub(crate) fn write(&self, name: &str, folder: &Path) {
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        for (file, text) in [
+            ("leaf.pem", pem("CERTIFICATE", certificate.der())),
+            ("leaf.key", pem("PRIVATE KEY", &key.serialize_der())),
+            ("ca.pem", self.pem()),
+        ] {
+            std::fs::write(folder.join(file), text).unwrap();
+        }
     }
 
     pub(crate) fn config(&self, name: &str, protocol: &[u8]) -> Arc<ServerConfig> {
@@ -66,6 +78,13 @@ impl Outside {
         config.alpn_protocols = vec![protocol.to_vec()];
         Arc::new(config)
     }
+}
+
+/// In lines that every reader takes.
+fn pem(what: &str, der: &[u8]) -> String {
+    let lines = der.chunks(48).map(|line| base64(line) + "\n");
+    let text: String = lines.collect();
+    format!("-----BEGIN {what}-----\n{text}-----END {what}-----\n")
 }
 
 /// Base64 by hand: the tests' own, to check others against.
@@ -320,9 +339,13 @@ pub(crate) fn h2(config: Arc<ServerConfig>) -> (u16, Seen) {
                 let status = if path == "/401" { 401 } else { 200 };
                 let response = http::Response::builder().status(status);
                 let response = response.header("x-echo", &credential);
+                let bodiless = parts.method == http::Method::HEAD;
                 let mut body = respond
-                    .send_response(response.body(()).unwrap(), false)
+                    .send_response(response.body(()).unwrap(), bodiless)
                     .unwrap();
+                if bodiless {
+                    return;
+                }
                 for byte in reflection(&credential).into_bytes() {
                     body.send_data(Bytes::copy_from_slice(&[byte]), false)
                         .unwrap();

@@ -38,6 +38,18 @@ fn streams_have_their_states() {
             &[reset(1, 8), frame(CONTINUATION, END_HEADERS, 1, &[])].concat(),
         ),
         behind(
+            "5.1 reset: DATA",
+            Resets(CLOSED),
+            open(1),
+            &[reset(1, 8), data(1)].concat(),
+        ),
+        behind(
+            "5.1 reset: HEADERS",
+            Resets(CLOSED),
+            open(1),
+            &[reset(1, 8), whole(1)].concat(),
+        ),
+        behind(
             "5.1.1 the server's numbers",
             Ends(&[PROTOCOL]),
             whole(1),
@@ -155,6 +167,52 @@ fn floods_are_bounded() {
             many(10, &|n| reset(id(n), 8)),
         ),
     ]);
+}
+
+/// A stream is closed once its answer is there, too: nothing but PRIORITY goes on it.
+#[test]
+fn nothing_comes_behind_an_answer() {
+    let outside = Outside::new("known");
+    let (port, _) = servers::h2(outside.config("a.example", b"h2"));
+    let (preface, more) = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", field("a", "b"));
+    for (late, good) in [
+        (frame(DATA, END_STREAM, 1, b"test"), false),
+        (whole(1), false),
+        (frame(CONTINUATION, END_HEADERS, 1, &more), false),
+        (frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 255]), true),
+        (update(1, 1), true),
+        (reset(1, 8), true),
+    ] {
+        let mut world = world("preset allow-all", &outside, super::literal());
+        let (stream, config) = (world.connect(port), world.client(b"h2"));
+        let told = run(async {
+            let mut tls = connect(stream, config, "a.example").await.unwrap();
+            let start = [&preface[..], &frame(SETTINGS, 0, 0, &[]), &whole(1)].concat();
+            tls.write_all(&start).await.unwrap();
+            while let Some((kind, flags, _)) = read(&mut tls).await {
+                if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+                    break;
+                }
+            }
+            tls.write_all(&late).await.unwrap();
+            // The first may be answered before what is behind it in the library's queue.
+            for _ in 0..2 {
+                let ping = frame(PING, 0, 0, b"settled?");
+                if tls.write_all(&ping).await.is_err() {
+                    return false;
+                }
+                loop {
+                    match read(&mut tls).await {
+                        Some((PING, ACK, _)) => break,
+                        Some((RST_STREAM | GOAWAY, ..)) | None => return false,
+                        Some(_) => {}
+                    }
+                }
+            }
+            true
+        });
+        assert_eq!(told, good, "{late:?}");
+    }
 }
 
 /// RFC 9113, 3.4 and 6.5.3.
