@@ -4,6 +4,9 @@
 //!
 //! Ours runs as the example `jail`, with a user-mode network between; mitmproxy is
 //! spoken to directly. All verify the server and speak TLS on both sides.
+//!
+//! `MSB_BENCH_HTTP` chooses what is measured: the words of one of its parts, which commas
+//! separate, must all be words of a row's name.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,6 +19,7 @@ use msb_benches::net::Lab;
 use msb_benches::program;
 use msb_benches::report::{self, Unit};
 use msb_benches::versus::{self, Better, Versus};
+use msb_benches::wanted::Wanted;
 
 const LOADS: [(&str, Load, Unit, Better); 3] = [
     ("requests", Load::Requests, Unit::PerSecond, Better::More),
@@ -42,10 +46,14 @@ fn main() -> Result<()> {
         server,
         time: Duration::from_secs(if conditions.quick { 1 } else { 5 }),
     };
+    let wanted = Wanted::read("MSB_BENCH_HTTP");
     let mut results = Vec::new();
     for (version_name, version) in VERSIONS {
         for (name, load, unit, better) in LOADS {
             let name = format!("{name}, {version_name}");
+            if !wanted.has(&name) {
+                continue;
+            }
             println!("measuring {name} …");
             let mut against = Versus::new(&name, unit, better, &["read", "mitmproxy"]);
             let name = format!("{name}, as not read");

@@ -23,6 +23,7 @@ use msb_benches::net::{
 use msb_benches::program;
 use msb_benches::report::{self, Unit};
 use msb_benches::versus::{self, Better, Versus};
+use msb_benches::wanted::Wanted;
 use serde_json::Value;
 
 /// The largest packet that each of them can have, and that of most networks.
@@ -102,7 +103,7 @@ fn main() -> Result<()> {
         lab,
         time: Duration::from_secs(if conditions.quick { 1 } else { 2 }),
         rounds: conditions.rounds(1, 3),
-        wanted: Wanted::read(),
+        wanted: Wanted::read("MSB_BENCH_NET"),
         lines: RefCell::default(),
     };
     for mtu in MTUS {
@@ -113,28 +114,6 @@ fn main() -> Result<()> {
     bench.traffic(BRIDGED_MTU, &bridged, ", bridged")?;
     println!("written to {}", conditions.kept(FILE).display());
     Ok(())
-}
-
-/// Parts of what `MSB_BENCH_NET` says, each of them words.
-struct Wanted(Vec<Vec<String>>);
-
-impl Wanted {
-    fn read() -> Self {
-        let text = std::env::var("MSB_BENCH_NET").unwrap_or_default();
-        let parts = text.split(',').map(words).filter(|part| !part.is_empty());
-        Self(parts.collect())
-    }
-
-    fn has(&self, name: &str) -> bool {
-        let words = words(name);
-        let whole = |part: &Vec<String>| part.iter().all(|word| words.contains(word));
-        self.0.is_empty() || self.0.iter().any(whole)
-    }
-}
-
-fn words(text: &str) -> Vec<String> {
-    let words = text.split_whitespace().map(|word| word.trim_matches(','));
-    words.map(str::to_owned).collect()
 }
 
 struct Bench<'a> {

@@ -14,6 +14,7 @@ pub mod program;
 pub mod registry;
 pub mod report;
 pub mod versus;
+pub mod wanted;
 
 /// The workspace's README, so that its examples are compiled.
 #[cfg(doctest)]
