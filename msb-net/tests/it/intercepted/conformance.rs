@@ -531,6 +531,12 @@ fn what_is_allowed_is_answered() {
             &frame(GOAWAY, 0, 0, &[0; 8]),
         ),
         behind(
+            "PRIORITY of a stream behind the next",
+            Answers(200),
+            frame(PRIORITY, 0, 5, &[0, 0, 0, 0, 255]),
+            &whole(1),
+        ),
+        behind(
             "RST_STREAM of what was asked",
             GoesOn,
             open(1),
