@@ -34,6 +34,18 @@ const PATCHES: &[(&str, &str)] = &[
         "0003-fair-server-on-demand.patch",
         include_str!("../../msb-vmm/kernel/patches/0003-fair-server-on-demand.patch"),
     ),
+    (
+        "0004-no-message-for-nobody.patch",
+        include_str!("../../msb-vmm/kernel/patches/0004-no-message-for-nobody.patch"),
+    ),
+    (
+        "0005-groups-are-reported-once.patch",
+        include_str!("../../msb-vmm/kernel/patches/0005-groups-are-reported-once.patch"),
+    ),
+    (
+        "0006-one-stack-segment.patch",
+        include_str!("../../msb-vmm/kernel/patches/0006-one-stack-segment.patch"),
+    ),
 ];
 
 /// Raised when the steps below change in a way that changes the result.
