@@ -3,6 +3,9 @@
 //! At their other ends is whoever the first guest talks to, which goes on. The programs that
 //! have them are held meanwhile; each finds its connections reset. Those within the guest,
 //! over loopback, stay.
+//!
+//! They are looked for before the guest is saved: nobody makes another one until it goes on,
+//! and each copy would have to translate what looking takes.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,7 +23,7 @@ const MAX_TABLE: u64 = 8 << 20;
 
 /// Whether anybody may have a connection from one of the addresses `own`: the tables of the
 /// kernel are read with a fraction of the kernel code that it takes to look at all descriptors.
-pub(super) fn any(proc: BorrowedFd<'_>, own: &[IpAddr]) -> bool {
+fn any(proc: BorrowedFd<'_>, own: &[IpAddr]) -> bool {
     let tables = [("self/net/tcp", false), ("self/net/tcp6", true)];
     tables.into_iter().any(|(path, is_v6)| {
         let own: Vec<String> = own.iter().filter_map(|own| shown(*own, is_v6)).collect();
@@ -64,56 +67,80 @@ fn shown(address: IpAddr, is_v6: bool) -> Option<String> {
     Some(words.map(|bytes| format!("{:08X}", word(bytes))).collect())
 }
 
-/// Resets the connections of `processes` that come from one of the addresses `own`.
-pub(super) fn reset(proc: BorrowedFd<'_>, processes: &[i32], own: &[IpAddr]) -> io::Result<()> {
-    let mut seen = HashSet::new();
-    let processes = processes.iter().filter(|pid| **pid > 0);
-    for pid in processes.filter_map(|pid| Pid::from_raw(*pid)) {
-        if let Err(error) = reset_of(proc, pid, own, &mut seen)
-            // It has ended, and its connections with it.
-            && !matches!(error, Errno::SRCH | Errno::NOENT)
-        {
-            return Err(error.into());
-        }
-    }
-    Ok(())
-}
+/// Connections that somebody else has.
+#[derive(Debug, Default)]
+pub(super) struct Connections(Vec<OwnedFd>);
 
-fn reset_of(
-    proc: BorrowedFd<'_>,
-    pid: Pid,
-    own: &[IpAddr],
-    seen: &mut HashSet<Vec<u8>>,
-) -> Result<(), Errno> {
-    let path = format!("{}/fd", pid.as_raw_nonzero());
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = openat(proc, path, flags, Mode::empty())?;
-    let mut process = None;
-    for entry in Dir::read_from(&folder)? {
-        let name = entry?.file_name().to_owned();
-        let Some(number) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let target = match readlinkat(&folder, &name, Vec::new()) {
-            Ok(target) => target.into_bytes(),
-            Err(Errno::NOENT) => continue,
-            Err(errno) => return Err(errno),
-        };
-        // Processes share sockets.
-        if !target.starts_with(b"socket:[") || !seen.insert(target) {
-            continue;
+impl Connections {
+    /// Finds those that come from one of the addresses `own`, among all that the `processes`
+    /// have.
+    pub(super) fn find(
+        proc: BorrowedFd<'_>,
+        processes: impl FnOnce() -> io::Result<Vec<i32>>,
+        own: &[IpAddr],
+    ) -> io::Result<Connections> {
+        let mut found = Connections::default();
+        if !any(proc, own) {
+            return Ok(found);
         }
-        let process: &OwnedFd = match &mut process {
-            Some(process) => process,
-            none => none.insert(pidfd_open(pid, PidfdFlags::empty())?),
-        };
-        match pidfd_getfd(process, number, PidfdGetfdFlags::empty()) {
-            Ok(socket) if is_from(&socket, own) => connect_unspec(&socket)?,
-            Ok(_) | Err(Errno::BADF) => {}
-            Err(errno) => return Err(errno),
+        let mut seen = HashSet::new();
+        let processes = processes()?.into_iter().filter(|pid| *pid > 0);
+        for pid in processes.filter_map(Pid::from_raw) {
+            if let Err(error) = found.add_of(proc, pid, own, &mut seen)
+                // It has ended, and its connections with it.
+                && !matches!(error, Errno::SRCH | Errno::NOENT)
+            {
+                return Err(error.into());
+            }
         }
+        Ok(found)
     }
-    Ok(())
+
+    /// Resets them.
+    pub(super) fn reset(self) -> io::Result<()> {
+        for socket in self.0 {
+            connect_unspec(&socket)?;
+        }
+        Ok(())
+    }
+
+    fn add_of(
+        &mut self,
+        proc: BorrowedFd<'_>,
+        pid: Pid,
+        own: &[IpAddr],
+        seen: &mut HashSet<Vec<u8>>,
+    ) -> Result<(), Errno> {
+        let path = format!("{}/fd", pid.as_raw_nonzero());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = openat(proc, path, flags, Mode::empty())?;
+        let mut process = None;
+        for entry in Dir::read_from(&folder)? {
+            let name = entry?.file_name().to_owned();
+            let Some(number) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let target = match readlinkat(&folder, &name, Vec::new()) {
+                Ok(target) => target.into_bytes(),
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
+            // Processes share sockets.
+            if !target.starts_with(b"socket:[") || !seen.insert(target) {
+                continue;
+            }
+            let process: &OwnedFd = match &mut process {
+                Some(process) => process,
+                none => none.insert(pidfd_open(pid, PidfdFlags::empty())?),
+            };
+            match pidfd_getfd(process, number, PidfdGetfdFlags::empty()) {
+                Ok(socket) if is_from(&socket, own) => self.0.push(socket),
+                Ok(_) | Err(Errno::BADF) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether it is a TCP socket, other than one that listens, with one of the addresses.
@@ -132,6 +159,7 @@ fn is_from(socket: &OwnedFd, own: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::process::{Command, Stdio};
 
@@ -151,13 +179,19 @@ mod tests {
         let proc = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
         let pids = [child.id() as i32];
         let other = ["127.0.0.2".parse().unwrap()];
-        let reset = |own: &[IpAddr]| super::reset(proc.as_fd(), &pids, own).unwrap();
         use std::os::fd::AsFd;
+        let find = |own: &[IpAddr]| {
+            let processes = || Ok(pids.to_vec());
+            Connections::find(proc.as_fd(), processes, own).unwrap()
+        };
         let any = |own: &str| super::any(proc.as_fd(), &[own.parse().unwrap()]);
         assert!(any("127.0.0.1") && !any("127.0.0.2") && !any("2001:db8::1"));
-        reset(&other);
+        find(&other).reset().unwrap();
+        let found = find(&["127.0.0.1".parse().unwrap()]);
+        // To be found does nothing to it.
+        peer.write_all(b"x").unwrap();
         assert!(child.try_wait().unwrap().is_none());
-        reset(&["127.0.0.1".parse().unwrap()]);
+        found.reset().unwrap();
         // Reading fails, so the program ends in an error, and the peer hears of it, too.
         assert!(!child.wait().unwrap().success());
         assert!(peer.read(&mut [0]).is_err());
@@ -190,6 +224,15 @@ mod tests {
     fn a_process_that_is_gone_has_none() {
         let proc = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
         use std::os::fd::AsFd;
-        assert!(super::reset(proc.as_fd(), &[i32::MAX, 0, -1], &[]).is_ok());
+        let mut found = Connections::default();
+        let gone = Pid::from_raw(i32::MAX).unwrap();
+        let added = found.add_of(proc.as_fd(), gone, &[], &mut HashSet::new());
+        assert_eq!(added, Err(Errno::NOENT));
+        let own = ["127.0.0.1".parse().unwrap()];
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let gone = || Ok(vec![i32::MAX, 0, -1]);
+        let found = Connections::find(proc.as_fd(), gone, &own).unwrap();
+        assert!(found.0.is_empty());
     }
 }

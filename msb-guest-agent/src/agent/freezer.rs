@@ -36,7 +36,16 @@ pub(super) const MAX_DEPTH: usize = 32;
 #[derive(Debug)]
 pub(super) struct Frozen {
     /// Those that were not frozen before.
-    groups: Vec<(String, OwnedFd)>,
+    groups: Vec<Held>,
+}
+
+/// A group that is frozen.
+#[derive(Debug)]
+struct Held {
+    name: String,
+    group: OwnedFd,
+    /// Its `cgroup.freeze`: kept, because a copy of the guest would have to find it again.
+    switch: OwnedFd,
 }
 
 /// Holds all processes but this one. `cgroups` is the root of the hierarchy, `proc` that of
@@ -91,7 +100,7 @@ impl Frozen {
     fn hold_others(&mut self, cgroups: BorrowedFd<'_>) -> io::Result<bool> {
         let mut held = false;
         for name in groups(cgroups)? {
-            if self.groups.iter().any(|(known, _)| *known == name) {
+            if self.groups.iter().any(|held| held.name == name) {
                 continue;
             }
             let group = open_group(cgroups, &name)?;
@@ -105,8 +114,13 @@ impl Frozen {
     }
 
     fn hold(&mut self, name: String, group: OwnedFd) -> io::Result<()> {
-        write(group.as_fd(), "cgroup.freeze", b"1")?;
-        self.groups.push((name, group));
+        let switch = open(group.as_fd(), "cgroup.freeze", OFlags::WRONLY)?;
+        rustix::io::pwrite(&switch, b"1", 0)?;
+        self.groups.push(Held {
+            name,
+            group,
+            switch,
+        });
         Ok(())
     }
 
@@ -114,15 +128,15 @@ impl Frozen {
     fn wait(&self, deadline: Instant) -> io::Result<()> {
         self.groups
             .iter()
-            .try_for_each(|(_, group)| wait_for(group, deadline))
+            .try_for_each(|held| wait_for(&held.group, deadline))
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        for (_, group) in &self.groups {
+        for held in &self.groups {
             // One that is gone has nobody in it.
-            let _ = write(group.as_fd(), "cgroup.freeze", b"0");
+            let _ = rustix::io::pwrite(&held.switch, b"0", 0);
         }
     }
 }
@@ -226,12 +240,6 @@ fn read(parent: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
         }
     }
     Err(io::ErrorKind::InvalidData.into())
-}
-
-fn write(parent: BorrowedFd<'_>, name: &str, text: &[u8]) -> io::Result<()> {
-    let file = open(parent, name, OFlags::WRONLY)?;
-    rustix::io::write(&file, text)?;
-    Ok(())
 }
 
 /// The numbers in a list; 0 stands for those of another namespace, which there is none of.

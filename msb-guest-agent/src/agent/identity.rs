@@ -7,8 +7,10 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::network::Files;
 use crate::message::GuestConfig;
@@ -83,38 +85,149 @@ impl Identity {
     }
 }
 
-/// Writes over what says whose root this is. In `hosts` that is one line, if it is still as
-/// it was written: the rest may be the user's.
-pub(super) fn rename(
-    config: &GuestConfig,
-    network: Files,
-    old_name: &str,
-    root: &Path,
-) -> io::Result<()> {
-    let hosts = root.join("etc").join(HOSTS);
-    let written = Identity::default().write(config, network, true, root);
-    let is_small = |file: &Metadata| file.is_file() && file.len() <= MAX_HOSTS;
-    if hosts.metadata().is_ok_and(|file| is_small(&file)) {
-        let old = own_line(old_name);
-        let text = fs::read_to_string(&hosts)?;
-        let renamed = text.split('\n').map(|line| match line {
-            line if line == old => own_line(&config.hostname),
-            line => line.to_owned(),
-        });
-        let renamed: Vec<String> = renamed.collect();
-        overwrite(&hosts, &renamed.join("\n"))?;
+/// The files of a root that was used before, to be written over when it becomes another's:
+/// opened and read ahead of that, because to find a file takes a restored guest more than to
+/// write it.
+///
+/// Those that nobody may change meanwhile are kept open: files of the root's own file system.
+/// The others are found when they are written.
+#[derive(Debug)]
+pub(super) struct Used<'a> {
+    root: &'a Path,
+    files: Vec<(&'static str, Opened)>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    file: File,
+    content: String,
+}
+
+impl Used<'_> {
+    /// Opens what can be opened.
+    pub(super) fn open(root: &Path) -> Used<'_> {
+        let files = [MACHINE_ID, HOSTNAME, HOSTS, RESOLV_CONF].into_iter();
+        let files = files.filter_map(|name| Some((name, Opened::open(root, name)?)));
+        Used {
+            root,
+            files: files.collect(),
+        }
     }
-    written
+
+    /// Writes over what says whose root this is. In `hosts` that is one line, if it is still
+    /// as it was written: the rest may be the user's.
+    pub(super) fn rename(
+        &mut self,
+        config: &GuestConfig,
+        network: Files,
+        old_name: &str,
+    ) -> io::Result<()> {
+        let etc = self.root.join("etc");
+        let mut done = Ok(());
+        for (name, content) in contents(config, network, true) {
+            let written = match self.opened(name) {
+                Some(opened) => opened.overwrite(content),
+                None => write_through(&etc, name, &content),
+            };
+            done = done.and(written);
+        }
+        let rename = |text: &str| {
+            let old = own_line(old_name);
+            let lines = text.split('\n').map(|line| match line {
+                line if line == old => own_line(&config.hostname),
+                line => line.to_owned(),
+            });
+            lines.collect::<Vec<String>>().join("\n")
+        };
+        let hosts = etc.join(HOSTS);
+        if let Some(opened) = self.opened(HOSTS) {
+            let renamed = rename(&opened.content);
+            done = done.and(opened.overwrite(renamed));
+        } else if hosts.metadata().is_ok_and(|file| is_small(&file)) {
+            overwrite(&hosts, &rename(&fs::read_to_string(&hosts)?))?;
+        }
+        done
+    }
+
+    /// The machine id that programs read, if there is one that they understand.
+    pub(super) fn machine_id(&mut self) -> Option<[u8; 16]> {
+        match self.opened(MACHINE_ID) {
+            Some(opened) => parse_machine_id(&opened.content),
+            None => machine_id(self.root),
+        }
+    }
+
+    fn opened(&mut self, name: &str) -> Option<&mut Opened> {
+        let mut files = self.files.iter_mut();
+        let found = files.find(|(known, _)| *known == name);
+        found.map(|(_, opened)| opened)
+    }
+}
+
+impl Opened {
+    /// `None` for what is not a small file of text on the file system of `root`. Another may
+    /// be served by somebody who is held.
+    fn open(root: &Path, name: &str) -> Option<Opened> {
+        let mut flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+        // A link in its place is replaced, not followed.
+        flags.set(OFlags::NOFOLLOW, name == RESOLV_CONF);
+        let mut file = open_on(root, &Path::new("etc").join(name), flags).ok()?;
+        let mut content = String::new();
+        if !is_small(&file.metadata().ok()?) {
+            return None;
+        }
+        Read::by_ref(&mut file)
+            .take(MAX_HOSTS)
+            .read_to_string(&mut content)
+            .ok()?;
+        Some(Opened { file, content })
+    }
+
+    /// Makes its content another one, if it is.
+    fn overwrite(&mut self, content: String) -> io::Result<()> {
+        if self.content == content {
+            return Ok(());
+        }
+        self.file.write_all_at(content.as_bytes(), 0)?;
+        if content.len() < self.content.len() {
+            self.file.set_len(content.len() as u64)?;
+        }
+        self.content = content;
+        Ok(())
+    }
+}
+
+/// Opens a file of the file system of `root`, by a path from there.
+fn open_on(root: &Path, path: &Path, flags: OFlags) -> io::Result<File> {
+    let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let file = openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), within)?;
+    Ok(file.into())
+}
+
+/// Whether a file is on the file system of `root`, or nowhere: to read it then depends on
+/// nobody who is held.
+pub(super) fn is_on(root: &Path, path: &str) -> bool {
+    let opened = open_on(root, Path::new(path), OFlags::PATH);
+    opened.map_or_else(|error| error.kind() == ErrorKind::NotFound, |_| true)
+}
+
+fn is_small(file: &Metadata) -> bool {
+    file.is_file() && file.len() <= MAX_HOSTS
 }
 
 /// The machine id that programs in `root` read, if it has one that they understand.
-pub(super) fn machine_id(root: &Path) -> Option<[u8; 16]> {
+fn machine_id(root: &Path) -> Option<[u8; 16]> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NONBLOCK);
     let file = options.open(root.join("etc").join(MACHINE_ID)).ok()?;
     let mut text = String::new();
     // Two digits a byte, and the end of the line.
     file.take(33).read_to_string(&mut text).ok()?;
+    parse_machine_id(&text)
+}
+
+fn parse_machine_id(text: &str) -> Option<[u8; 16]> {
     let text = text.trim_end();
     let number = u128::from_str_radix(text, 16).ok();
     number
@@ -315,7 +428,10 @@ mod tests {
             )
             .unwrap();
         }
-        rename(&config(), network(), "old", &place.0).unwrap();
+        let mut used = Used::open(&place.0);
+        assert_eq!(used.files.len(), 4);
+        used.rename(&config(), network(), "old").unwrap();
+        assert_eq!(used.machine_id(), Some([0xab; 16]));
         assert_eq!(
             place.read("etc/hosts"),
             "127.0.0.1\tlocalhost box\n10.0.0.1\told old-db\n# old\n"
@@ -325,8 +441,33 @@ mod tests {
         assert!(!place.read("etc/resolv.conf").contains("longer"));
         // An image without the file does not get one.
         fs::remove_file(etc.join("hosts")).unwrap();
-        rename(&config(), network(), "old", &place.0).unwrap();
+        let mut used = Used::open(&place.0);
+        used.rename(&config(), network(), "old").unwrap();
         assert!(!etc.join("hosts").exists());
+    }
+
+    /// What is not a file is found when it is written, and a link of the resolvers' replaced.
+    #[test]
+    fn another_guest_takes_over_what_was_not_opened() {
+        let place = Place::new("unopened");
+        let etc = place.0.join("etc");
+        fs::create_dir(&etc).unwrap();
+        fs::create_dir(etc.join("machine-id")).unwrap();
+        fs::write(
+            etc.join("hosts"),
+            "127.0.0.1\tlocalhost old\n".repeat(20_000),
+        )
+        .unwrap();
+        std::os::unix::fs::symlink("hostname", etc.join("resolv.conf")).unwrap();
+        let mut used = Used::open(&place.0);
+        assert!(used.files.is_empty(), "{used:?}");
+        assert!(used.rename(&config(), network(), "old").is_err());
+        assert_eq!(used.machine_id(), None);
+        assert_eq!(place.read("etc/hostname"), "box\n");
+        let resolvers = etc.join("resolv.conf");
+        assert!(resolvers.symlink_metadata().unwrap().is_file());
+        assert_eq!(place.read("etc/resolv.conf"), network().resolv_conf);
+        assert_eq!(place.read("etc/hosts").len(), 24 * 20_000);
     }
 
     /// A directory, and a link to where nothing can be: neither keeps the resolvers away.

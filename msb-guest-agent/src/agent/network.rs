@@ -17,7 +17,7 @@ use rustix::thread::Timespec;
 use super::boot::step;
 use super::rtnetlink::{Index, Tables};
 use super::sys;
-use crate::message::{Host, NetworkSettings, NetworkSpec, SetupFailure};
+use crate::message::{Address, Host, NetworkSettings, NetworkSpec, SetupFailure};
 
 /// The kernel's name for the only card.
 const CARD: &str = "eth0";
@@ -57,6 +57,8 @@ struct Card {
     spec: NetworkSpec,
     settings: NetworkSettings,
     files: Files,
+    /// Whether an address stays that came after one of the same link, when that goes.
+    promotes: bool,
 }
 
 /// What the network adds to files in `/etc`.
@@ -108,6 +110,14 @@ impl Network {
             .map_err(failed("set the network card's address"))
     }
 
+    /// Makes ready for a copy of the guest that takes up other addresses.
+    pub(super) fn prepare_move(&mut self) {
+        if let Some(card) = &mut self.up {
+            let setting = format!("/proc/sys/net/ipv4/conf/{CARD}/promote_secondaries");
+            card.promotes = fs::write(setting, "1").is_ok();
+        }
+    }
+
     /// The addresses of the card.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let addresses = self.up.iter().flat_map(|card| &card.settings.addresses);
@@ -143,18 +153,32 @@ impl Card {
 
     /// Takes up other addresses. The card stays up meanwhile: to take it down and up is many
     /// times the work.
+    ///
+    /// Those on the same link come before the old ones go. Then routes stay, and so does the
+    /// group of neighbours that are asked for, which addresses with the same end have in common.
     fn move_to(&mut self, spec: &NetworkSpec, settings: NetworkSettings) -> io::Result<()> {
         let (old, new) = (&self.settings.addresses, &settings.addresses);
-        for gone in old.iter().filter(|own| !new.contains(own)) {
-            self.tables
-                .remove_address(self.index, gone.address, gone.prefix)?;
-        }
+        let stays = |gone: &Address| {
+            let on_link = |own: &Address| own.on_link_of(gone);
+            (self.promotes || gone.address.is_ipv6()) && new.iter().any(on_link)
+        };
+        let gone = old.iter().filter(|own| !new.contains(own));
+        let (last, first): (Vec<_>, Vec<_>) = gone.partition(|gone| stays(gone));
+        let remove =
+            |gone: &Address| (self.tables).remove_address(self.index, gone.address, gone.prefix);
+        first.iter().copied().try_for_each(remove)?;
         for own in new.iter().filter(|own| !old.contains(own)) {
             self.tables
                 .add_address(self.index, own.address, own.prefix)?;
         }
+        last.iter().copied().try_for_each(remove)?;
         // A family's routes go with its last address.
-        for &gateway in &settings.gateways {
+        let family = |gateway: &IpAddr| {
+            first
+                .iter()
+                .any(|gone| gone.address.is_ipv4() == gateway.is_ipv4())
+        };
+        for &gateway in settings.gateways.iter().filter(|gateway| family(gateway)) {
             self.tables.add_default_route(self.index, gateway)?;
         }
         self.settings = settings;
@@ -203,6 +227,7 @@ fn bring_up(spec: &NetworkSpec) -> Result<Card, SetupFailure> {
             hosts: hosts(&settings),
         },
         settings,
+        promotes: false,
     };
     let set = |result: io::Result<()>| result.map_err(failed("set up the network card"));
     set(card.set_mac(spec.mac))?;

@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, mount_move, mount_remount};
 
 use super::boot::step;
 use super::disks::Disks;
-use super::identity::{self, Identity, take_over};
+use super::identity::{Identity, take_over};
 use super::network::Files;
 use super::stage::{DISK, LOWER, ROOT, UPPER, attach};
 use crate::message::{GuestConfig, RootSpec, SetupFailure, Upper};
@@ -77,11 +77,6 @@ impl Root {
         let identity = std::mem::take(&mut self.identity);
         // An image may have /etc read-only or as a file: its own affair.
         let _ = identity.write(config, network, self.resumed, Path::new("/"));
-    }
-
-    /// Writes down that it is another guest's, once called `old_name`.
-    pub(super) fn rename(&mut self, config: &GuestConfig, network: Files, old_name: &str) {
-        let _ = identity::rename(config, network, old_name, Path::new("/"));
     }
 
     /// Flushes everything and makes the file systems read-only. The error is

@@ -56,6 +56,11 @@ impl World {
         self.workdir = config.workdir.clone().unwrap_or_else(|| "/".into());
     }
 
+    /// Whom commands run as where nothing else is said.
+    pub(super) fn default_user(&self) -> &str {
+        self.user.as_deref().unwrap_or("")
+    }
+
     /// A descriptor that reads as empty.
     pub(super) fn null(&self) -> BorrowedFd<'_> {
         self.devices.null.as_fd()

@@ -80,6 +80,26 @@ pub struct Address {
     pub prefix: u8,
 }
 
+impl Address {
+    /// Whether both are on one link, as far as their bits say so.
+    pub fn on_link_of(&self, other: &Address) -> bool {
+        let link = |bits: u128, width: u32| {
+            let host = width.saturating_sub(self.prefix.into());
+            bits.checked_shr(host).unwrap_or(0)
+        };
+        self.prefix == other.prefix
+            && match (self.address, other.address) {
+                (IpAddr::V4(one), IpAddr::V4(two)) => {
+                    link(one.to_bits().into(), 32) == link(two.to_bits().into(), 32)
+                }
+                (IpAddr::V6(one), IpAddr::V6(two)) => {
+                    link(one.to_bits(), 128) == link(two.to_bits(), 128)
+                }
+                _ => false,
+            }
+    }
+}
+
 /// A name that is known without asking anybody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {

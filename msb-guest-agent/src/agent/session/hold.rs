@@ -18,17 +18,29 @@ use rustix::event::PollFlags;
 
 use super::Session;
 use crate::agent::boot::step;
+use crate::agent::connections::Connections;
 use crate::agent::exec::Exec;
+use crate::agent::identity::{self, Used};
 use crate::agent::users::Database;
-use crate::agent::{configure, connections, freezer, identity, sys, trust};
+use crate::agent::{configure, freezer, sys, trust};
 use crate::endpoint::{GuestEndpoint, GuestEvent};
 use crate::message::{AgentMessage, Configured, GuestConfig, HostMessage, SetupFailure};
+
+/// What a guest that is held has ready for the one that goes on from it: that one translates
+/// all that it executes anew, and does only what depends on who it is.
+struct Ahead {
+    connections: Connections,
+    files: Used<'static>,
+    /// A user by name, and the ids.
+    user: Option<(String, (u32, u32))>,
+    boot_id: String,
+}
 
 impl Session {
     /// Holds everybody until the host says otherwise. `false`: the host is gone.
     pub(super) fn hold(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
-        let frozen = match self.freeze() {
-            Ok(frozen) => frozen,
+        let (frozen, mut ahead) = match self.freeze() {
+            Ok(held) => held,
             Err(failure) => {
                 self.endpoint.control(&AgentMessage::Failed(failure));
                 return Ok(true);
@@ -48,7 +60,7 @@ impl Session {
                     self.endpoint.control(&AgentMessage::Thawed);
                     return Ok(true);
                 }
-                let answer = self.answer_held(message);
+                let answer = self.answer_held(message, &mut ahead);
                 self.endpoint.control(&answer);
             }
             if !self.flush_all()? || !self.link.wait(PollFlags::IN)? {
@@ -61,9 +73,9 @@ impl Session {
         }
     }
 
-    fn answer_held(&mut self, message: HostMessage) -> AgentMessage {
+    fn answer_held(&mut self, message: HostMessage, ahead: &mut Option<Ahead>) -> AgentMessage {
         match message {
-            HostMessage::Become(config) => match self.become_other(&config) {
+            HostMessage::Become(config) => match self.become_other(&config, ahead.take()) {
                 Ok(configured) => AgentMessage::Configured(Box::new(configured)),
                 // It may be half another: nothing but its end helps.
                 Err(failure) => AgentMessage::Failed(failure),
@@ -74,24 +86,54 @@ impl Session {
         }
     }
 
-    fn freeze(&mut self) -> Result<freezer::Frozen, SetupFailure> {
+    fn freeze(&mut self) -> Result<(freezer::Frozen, Option<Ahead>), SetupFailure> {
         let devices = self.world.devices();
-        let (Some(cgroups), Some(proc), Some(_)) = (devices.cgroups(), devices.proc(), &self.guest)
+        let (Some(cgroups), Some(proc), Some(guest)) =
+            (devices.cgroups(), devices.proc(), &mut self.guest)
         else {
             return Err(SetupFailure::Refused("this is no guest".into()));
         };
         if self.stopping.is_some() {
             return Err(SetupFailure::Refused("the guest is shutting down".into()));
         }
-        freezer::freeze(cgroups, proc).map_err(|error| step("hold all processes", &error))
+        let frozen = freezer::freeze(cgroups, proc);
+        let frozen = frozen.map_err(|error| step("hold all processes", &error))?;
+        let processes = || freezer::processes(cgroups);
+        let connections = Connections::find(proc, processes, &guest.network.addresses());
+        guest.network.prepare_move();
+        let ahead = Ahead {
+            connections: connections.map_err(|error| step("find connections", &error))?,
+            files: Used::open(Path::new("/")),
+            user: self.default_user(),
+            boot_id: boot_id()?,
+        };
+        Ok((frozen, Some(ahead)))
+    }
+
+    /// Whom commands run as by default, by name and ids, if the name can be looked up while
+    /// everybody is held.
+    fn default_user(&self) -> Option<(String, (u32, u32))> {
+        let root = Path::new("/");
+        let name = self.world.default_user();
+        let known = ["etc/passwd", "etc/group"]
+            .iter()
+            .all(|file| identity::is_on(root, file));
+        let ids = known.then(|| find_user(name).ok()).flatten()?;
+        Some((name.to_owned(), ids))
     }
 
     /// The order is that of `Configure`: entropy first, then the clock. Whoever is held sees
     /// all of it at once.
-    fn become_other(&mut self, config: &GuestConfig) -> Result<Configured, SetupFailure> {
+    fn become_other(
+        &mut self,
+        config: &GuestConfig,
+        ahead: Option<Ahead>,
+    ) -> Result<Configured, SetupFailure> {
         configure::check(config)?;
-        let not_held = || SetupFailure::Refused("this is no guest".into());
-        let guest = self.guest.as_mut().ok_or_else(not_held)?;
+        let refused = |reason: &str| SetupFailure::Refused(reason.into());
+        let guest = self.guest.as_mut();
+        let guest = guest.ok_or_else(|| refused("this is no guest"))?;
+        let mut ahead = ahead.ok_or_else(|| refused("it is another already"))?;
         let devices = self.world.devices();
         let entropy = config.entropy.0.as_bytes();
         sys::reseed(devices.random(), entropy)
@@ -101,17 +143,12 @@ impl Session {
         let old_name = configure::hostname();
         rustix::system::sethostname(config.hostname.as_bytes())
             .map_err(|errno| step("set the host name", &errno.into()))?;
-        if let (Some(cgroups), Some(proc)) = (devices.cgroups(), devices.proc()) {
-            // Before the addresses are others: it is by them that they are found.
-            let own = guest.network.addresses();
-            if connections::any(proc, &own) {
-                freezer::processes(cgroups)
-                    .and_then(|processes| connections::reset(proc, &processes, &own))
-                    .map_err(|error| step("reset connections", &error))?;
-            }
-        }
+        // Before the addresses are others: they say so to whoever they are from.
+        let reset = ahead.connections.reset();
+        reset.map_err(|error| step("reset connections", &error))?;
         guest.network.apply(config.network.as_ref())?;
-        guest.root.rename(config, guest.network.files(), &old_name);
+        // An image may have /etc read-only or as a file: its own affair.
+        let _ = ahead.files.rename(config, guest.network.files(), &old_name);
         let trusting = match &config.trust {
             Some(spec) => trust::install(spec)?,
             None => Vec::new(),
@@ -120,22 +157,19 @@ impl Session {
         self.forget_streams();
 
         let spec = config.user.as_deref().unwrap_or("");
-        let user = Database::load().find(spec);
-        let user = user.map_err(|reason| SetupFailure::User {
-            user: spec.into(),
-            reason,
-        })?;
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(|error| step("read the boot id", &error))?;
+        let (uid, gid) = match ahead.user {
+            Some((known, ids)) if known == spec => ids,
+            _ => find_user(spec)?,
+        };
         Ok(Configured {
             entropy_bits: entropy.len() as u32 * 8,
-            boot_id: boot_id.trim_end().into(),
+            boot_id: ahead.boot_id,
             wall_clock_ns: configure::read_clock(),
             hostname: configure::hostname(),
             // What programs see. A root without one has none to be told apart by.
-            machine_id: identity::machine_id(Path::new("/")).unwrap_or(config.machine_id),
-            uid: user.uid,
-            gid: user.gid,
+            machine_id: ahead.files.machine_id().unwrap_or(config.machine_id),
+            uid,
+            gid,
             resumed: true,
             mac: config.network.as_ref().map(|network| network.mac),
         })
@@ -173,6 +207,22 @@ impl Session {
         }
         Ok(true)
     }
+}
+
+/// The ids of a user.
+fn find_user(spec: &str) -> Result<(u32, u32), SetupFailure> {
+    let user = Database::load().find(spec);
+    let ids = user.map(|user| (user.uid, user.gid));
+    ids.map_err(|reason| SetupFailure::User {
+        user: spec.into(),
+        reason,
+    })
+}
+
+fn boot_id() -> Result<String, SetupFailure> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let text = text.map_err(|error| step("read the boot id", &error))?;
+    Ok(text.trim_end().to_owned())
 }
 
 /// Sets the clock as the host says.
