@@ -59,7 +59,9 @@ impl Wiring {
         // The agent sees to it.
         config.guest_loopback = true;
         if moves {
-            move_guest(&mut config, &random(9)?);
+            let mut bytes = [0; 6];
+            bytes.copy_from_slice(&random(6)?);
+            move_guest(&mut config, &bytes);
         }
         spec.network_limits.apply(&mut config.limits);
         config.resolvers = match &spec.resolvers[..] {
@@ -118,14 +120,17 @@ impl Wiring {
     }
 }
 
-/// Gives the guest other addresses on its link, made of nine random bytes.
-fn move_guest(config: &mut Config, bytes: &[u8]) {
+/// Gives the guest other addresses on its link, made of six random bytes.
+///
+/// The end of that of IPv6 stays: the group that neighbours ask for it in is made of it, and to
+/// leave one group and join another is much kernel code for a freshly restored guest.
+fn move_guest(config: &mut Config, bytes: &[u8; 6]) {
     let mut octets = config.guest_v4.octets();
     // Neither the network's, nor the gateway's, nor the first guest's, nor everybody's.
     octets[3] = 3 + bytes[0] % 252;
     config.guest_v4 = octets.into();
     let mut octets = config.guest_v6.octets();
-    octets[8..].copy_from_slice(&bytes[1..9]);
+    octets[8..13].copy_from_slice(&bytes[1..]);
     // No multicast router's, and none of the first: those are below 256.
     octets[8] = octets[8] & 0xfc | 0x40;
     config.guest_v6 = octets.into();
@@ -306,13 +311,17 @@ mod tests {
         let fixed = Config::new(Policy::none(), 0);
         for byte in 0..=255 {
             let mut config = fixed.clone();
-            move_guest(&mut config, &[byte; 9]);
+            move_guest(&mut config, &[byte; 6]);
             let [a, b, c, last] = config.guest_v4.octets();
             assert_eq!([a, b, c], fixed.guest_v4.octets()[..3]);
             assert!((3..255).contains(&last), "{last}");
             assert_eq!(
                 config.guest_v6.segments()[..4],
                 fixed.guest_v6.segments()[..4]
+            );
+            assert_eq!(
+                config.guest_v6.octets()[13..],
+                fixed.guest_v6.octets()[13..]
             );
             assert!(![fixed.guest_v6, fixed.gateway_v6].contains(&config.guest_v6));
         }

@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 
-use msb_sdk::{EngineKind, Error, ExecEvent, ExecHandle, ExecOptions, Sandbox, Snapshots, Status};
+use msb_sdk::{
+    EngineKind, Error, ExecEvent, ExecHandle, ExecOptions, NetworkPolicy, Sandbox, Secret,
+    Snapshots, Status,
+};
 
 use crate::{guide, lab};
 
@@ -151,6 +154,62 @@ pub(crate) async fn connections_are_the_first_ones() -> anyhow::Result<()> {
     peer.shutdown(std::net::Shutdown::Write)?;
     let mut rest = Vec::new();
     peer.read_to_end(&mut rest)?;
+    Ok(())
+}
+
+/// A sandbox with a secret and a connection that it has made itself: the server of that hears
+/// of no fork, each of which finds it reset and is somebody else in all that can tell.
+pub(crate) async fn a_connection_to_the_outside_stays_the_first_ones() -> anyhow::Result<()> {
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let port = server.local_addr()?.port();
+    let secret = Secret::env("TOKEN").from_command(["echo", "a value that nobody sees"]);
+    let builder = lab::builder(lab::BUSYBOX).await?;
+    let builder = builder.network(NetworkPolicy::allow_all());
+    let sandbox = builder.secret(secret.allow_host("a.example"));
+    let sandbox = sandbox.create().await?;
+    let client = format!(
+        "mkfifo /say; exec 4<>/say; nc 192.168.127.1 {port} <&4 > /heard; echo $? > /ended"
+    );
+    let _client = sandbox.shell_stream(client).await?;
+    let mut peer = server.accept()?.0;
+    peer.write_all(b"before ")?;
+    say(&sandbox, &until("grep -q before /heard")).await?;
+
+    let identity = format!("{IDENTITY}; echo $TOKEN");
+    let first = say(&sandbox, &identity).await?;
+    let placeholder = first.lines().last().unwrap_or_default();
+    assert!(placeholder.len() > 16, "{first}");
+    let mut seen: HashSet<String> = first.lines().map(str::to_owned).collect();
+    let forks = sandbox.fork(3).await?;
+    for fork in &forks {
+        say(fork, &until("[ -s /ended ]")).await?;
+        assert_eq!(say(fork, "cat /heard").await?, "before");
+        let open = format!("! grep -i ' {:08X}:{port:04X} ' /proc/net/tcp", 0x017F_A8C0);
+        say(fork, &open).await?;
+        // Of these there are so few that two forks may have the same.
+        say(fork, "! ip -4 addr show eth0 | grep 192.168.127.2/").await?;
+        let identity = say(fork, &identity).await?;
+        // The name is in two places.
+        for line in identity.lines().skip(1) {
+            assert!(
+                seen.insert(line.to_owned()),
+                "{line} in\n{identity}\n{first}"
+            );
+        }
+    }
+    // The same in a sandbox that goes on: in both directions, and the server knows one client.
+    peer.write_all(b"after")?;
+    let after = until("grep -q 'before after' /heard");
+    say(
+        &sandbox,
+        &format!("{after}; [ ! -e /ended ]; echo mine > /say"),
+    )
+    .await?;
+    let mut heard = [0; 5];
+    peer.read_exact(&mut heard)?;
+    assert_eq!(&heard, b"mine\n");
+    server.set_nonblocking(true)?;
+    assert!(server.accept().is_err(), "a fork has called");
     Ok(())
 }
 
