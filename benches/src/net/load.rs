@@ -108,8 +108,10 @@ fn iperf3(
     arguments: &[&str],
 ) -> Result<Value> {
     let _server = Iperf::start(lab)?;
-    let mut command = guest.command("iperf3");
-    command.args(["--json", "--client", &SERVER.to_string()]);
+    let mut command = guest.command("timeout");
+    // It waits for the server's word, which may be stuck in a gateway, without end.
+    command.arg((time + PATIENCE).as_secs().to_string());
+    command.args(["iperf3", "--json", "--client", &SERVER.to_string()]);
     command.args(["--port", &IPERF.to_string()]);
     command.args(["--time", &time.as_secs().max(1).to_string()]);
     if way == Way::Down {
