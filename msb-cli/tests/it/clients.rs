@@ -177,6 +177,7 @@ fn unmodified_clients_use_secrets_that_the_guest_does_not_have() {
         "curl-basic 1",
         "curl-gzip 1",
         "curl-gzip-raw 1",
+        "curl-error 1 500",
         "curl-cookie 1",
         "curl-redirect 1",
         "curl-proxy 1",

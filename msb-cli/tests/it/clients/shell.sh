@@ -13,7 +13,7 @@ done
 echo curl-basic "$(curl -sS -u "user:$OPENAI_API_KEY" $base/echo | echoed)"
 echo curl-gzip "$(curl -sS --compressed -H "$bearer" $base/gzip | echoed)"
 echo curl-gzip-raw "$(curl -sS -H 'Accept-Encoding: gzip' -H "$bearer" $base/gzip | echoed)"
-echo curl-error "$(curl -sS -w '%{http_code}' -H "$bearer" $base/error | tr -d '\n')"
+echo curl-error "$(curl -sS -w '%{stderr}%{http_code}' -H "$bearer" $base/error 2>/tmp/code | echoed)" "$(cat /tmp/code)"
 echo curl-cookie "$(curl -sS -c - -o /dev/null -H "$bearer" $base/echo | echoed)"
 # The client sends its credential on to the other host, and what that one gets is worth nothing.
 # Nobody reads that connection, and the guest trusts nobody who vouches for it.
