@@ -39,12 +39,8 @@ const PATCHES: &[(&str, &str)] = &[
         include_str!("../../msb-vmm/kernel/patches/0004-no-message-for-nobody.patch"),
     ),
     (
-        "0005-groups-are-reported-once.patch",
-        include_str!("../../msb-vmm/kernel/patches/0005-groups-are-reported-once.patch"),
-    ),
-    (
-        "0006-one-stack-segment.patch",
-        include_str!("../../msb-vmm/kernel/patches/0006-one-stack-segment.patch"),
+        "0005-one-stack-segment.patch",
+        include_str!("../../msb-vmm/kernel/patches/0005-one-stack-segment.patch"),
     ),
 ];
 
