@@ -104,6 +104,12 @@ struct Opened {
 }
 
 impl Used<'_> {
+    /// Opens nothing: all of them are found when they are written.
+    pub(super) fn unopened(root: &Path) -> Used<'_> {
+        let files = Vec::new();
+        Used { root, files }
+    }
+
     /// Opens what can be opened.
     pub(super) fn open(root: &Path) -> Used<'_> {
         let files = [MACHINE_ID, HOSTNAME, HOSTS, RESOLV_CONF].into_iter();

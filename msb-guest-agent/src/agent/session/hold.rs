@@ -100,11 +100,15 @@ impl Session {
         let frozen = frozen.map_err(|error| step("hold all processes", &error))?;
         let processes = || freezer::processes(cgroups);
         let connections = Connections::find(proc, processes, &guest.network.addresses());
+        let connections = connections.map_err(|error| step("find connections", &error))?;
         guest.network.prepare_move();
+        // Threads of this process are not held: what they are about to change is found later.
+        let quiet = self.files.idle();
+        let open = if quiet { Used::open } else { Used::unopened };
         let ahead = Ahead {
-            connections: connections.map_err(|error| step("find connections", &error))?,
-            files: Used::open(Path::new("/")),
-            user: self.default_user(),
+            connections,
+            files: open(Path::new("/")),
+            user: quiet.then(|| self.default_user()).flatten(),
             boot_id: boot_id()?,
         };
         Ok((frozen, Some(ahead)))
