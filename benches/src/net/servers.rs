@@ -88,8 +88,22 @@ impl Iperf {
         let (address, port) = (SERVER.to_string(), IPERF.to_string());
         let words = ["iperf3", "--server", "--bind", &address, "--port", &port];
         let own = Self(start(lab, &words)?);
-        lab.world.run(|| await_listener(IPERF))?;
+        own.await_socket()?;
         Ok(own)
+    }
+
+    /// Waits until it listens, without being its client: it serves one after the other.
+    fn await_socket(&self) -> Result<()> {
+        let path = format!("/proc/{}/net/tcp", self.0.id());
+        // The fourth column of proc(5) is the state, 0A that of a socket that listens.
+        let listens = format!(":{IPERF:04X} 00000000:0000 0A ");
+        for _ in 0..MAX_TRIES {
+            if fs::read_to_string(&path)?.contains(&listens) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        bail!("iperf3 does not listen")
     }
 }
 
