@@ -139,15 +139,11 @@ fn unreadable(name: &str, error: &io::Error) -> Failure {
 /// What the SDK says of a secret, with its name only as it may be shown: one in a flag for
 /// a sandbox that has no such secret may be half of a value.
 pub(crate) fn quoted(error: &msb_sdk::Error) -> String {
-    use msb_sdk::{Error, SecretProblem};
     match error {
-        Error::Secret { name, problem } if shown(name) != name => match problem {
-            SecretProblem::Unknown | SecretProblem::Invalid(_) => {
-                let problem = problem.to_string().replace(name.as_str(), "NAME");
-                format!("a secret of --secret NAME=… cannot be used: {problem}")
-            }
-            _ => error.to_string(),
-        },
+        msb_sdk::Error::Secret { name, problem } if shown(name) != name => {
+            let problem = problem.to_string().replace(name.as_str(), "NAME");
+            format!("a secret of --secret NAME=… cannot be used: {problem}")
+        }
         error => error.to_string(),
     }
 }

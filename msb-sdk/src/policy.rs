@@ -5,7 +5,7 @@ use std::path::Path;
 use msb_net::policy::Document;
 
 use crate::error::Error;
-use crate::network::read_document;
+use crate::network::{read_document, shown_rule};
 
 /// What came of a policy file's `expect` lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub fn explain(path: &Path, subject: &str) -> Result<String, Error> {
     // The subject is what a line expects something of.
     let question = format!("expect allow {subject}");
     let question: Document = question.parse().map_err(|source| Error::PolicyRule {
-        rule: question,
+        rule: shown_rule(&question),
         source,
     })?;
     let explained = question.expectations.iter();

@@ -241,10 +241,15 @@ impl SecretSpec {
     }
 
     pub(crate) fn failed(&self, problem: SecretProblem) -> Error {
-        Error::Secret {
-            name: self.name.clone(),
-            problem,
-        }
+        // What stands behind a name may be a value.
+        let end = self
+            .name
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let name = match end {
+            Some(end) => format!("{}…", &self.name[..end]),
+            None => self.name.clone(),
+        };
+        Error::Secret { name, problem }
     }
 
     /// The variable of this process that it is read from.
@@ -562,6 +567,10 @@ mod tests {
                 "digit",
             ),
             (Secret::env("TAKEN").value(VALUE).allow_host("a"), "TAKEN"),
+            (
+                Secret::env(format!("T={VALUE}")).allow_host("https://a.example"),
+                "T…",
+            ),
             (good().value(VALUE).allow_host("*.example"), "hosts"),
             (good().allow_host(format!("{VALUE}+")), "hosts"),
             (good().prefix(format!("{VALUE}/")), "prefix"),

@@ -177,9 +177,11 @@ impl SandboxSpec {
         }
         for (key, value) in &self.env {
             if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+                // What stands behind it is a value.
+                let (name, _) = key.split_once('=').unwrap_or((key, ""));
                 return Err(invalid(
                     "an environment variable",
-                    key,
+                    &name,
                     &"its name is empty or holds '=', or a NUL is in it",
                 ));
             }

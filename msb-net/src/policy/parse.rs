@@ -213,7 +213,7 @@ fn ports(word: Word<'_>, words: &Words<'_>) -> Result<Vec<Ports>, Error> {
     let number = |text: &str| match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
         _ => {
-            let message = format!("{:?} is not a port from 1 to 65535", excerpt(text));
+            let message = format!("{:?} is not a port from 1 to 65535", careful(text));
             Err(words.error(word, message))
         }
     };
@@ -285,7 +285,7 @@ fn set(word: Word<'_>, words: &Words<'_>) -> Result<Option<Addresses>, Error> {
                 InvalidCidr::BitsBelowPrefix { meant } => Some(format!("did you mean {meant}?")),
                 _ => None,
             };
-            let message = format!("{:?} is not an address block: {error}", excerpt(word.text));
+            let message = format!("{:?} is not an address block: {error}", careful(word.text));
             Err(words.error_with(word, message, hint))
         }
     }
@@ -436,7 +436,7 @@ impl<'a> Words<'a> {
             .map(|rest| {
                 format!(
                     "a name and all below it is written `suffix {}`",
-                    excerpt(rest)
+                    careful(rest)
                 )
             });
         Name::new(word.text).map_err(|error| self.error_with(word, error.to_string(), hint))
@@ -468,7 +468,7 @@ impl<'a> Words<'a> {
     fn unexpected(&self, word: Option<Word<'_>>, wanted: &str, known: &[&str]) -> Error {
         let place = word.unwrap_or(self.here());
         let found = match word {
-            Some(word) => format!("{:?}", excerpt(word.text)),
+            Some(word) => format!("{:?}", careful(word.text)),
             None => "nothing".into(),
         };
         let hint = match nearest(place.text, known) {
@@ -530,4 +530,18 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     rows[a.len()][b.len()]
+}
+
+/// As [`excerpt`], up to where a value may begin that messages do not repeat: a header's,
+/// a query's, what stands in front of a host.
+pub(super) fn careful(text: &str) -> String {
+    let end = match text.find('@') {
+        Some(at) => text[..at].find([':', '=']),
+        None => text.find('='),
+    };
+    match end {
+        Some(end) => format!("{}…", excerpt(&text[..=end])),
+        None if text.contains('@') => "…".into(),
+        None => excerpt(text),
+    }
 }

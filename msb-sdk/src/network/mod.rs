@@ -8,4 +8,4 @@ pub(crate) use event::NetworkWatcher;
 pub use event::{Decision, NetworkActivity, NetworkEvent, NetworkEvents, Query, Request};
 pub use limits::NetworkLimits;
 pub use policy::NetworkPolicy;
-pub(crate) use policy::read_document;
+pub(crate) use policy::{read_document, shown_rule};

@@ -135,7 +135,7 @@ impl NetworkPolicy {
             match change(std::mem::take(&mut self.policy)) {
                 Ok(policy) => self.policy = policy,
                 Err(source) => {
-                    let text = text.chars().take(MAX_SHOWN).collect();
+                    let text = shown_rule(text);
                     self.mistake = Some(Mistake { text, source });
                 }
             }
@@ -159,6 +159,20 @@ impl From<Policy> for NetworkPolicy {
 
 /// How much of a rule is shown in an error, in characters.
 const MAX_SHOWN: usize = 200;
+
+/// A rule as messages show it: up to where a credential may stand that was put beside its name.
+pub(crate) fn shown_rule(text: &str) -> String {
+    let mut shown = Vec::new();
+    for word in text.split_whitespace() {
+        let is_last = matches!(shown.last(), Some(&("with" | "without")));
+        if is_last || word.contains(['=', '@']) {
+            shown.push("…");
+            break;
+        }
+        shown.push(word);
+    }
+    shown.join(" ").chars().take(MAX_SHOWN).collect()
+}
 
 /// Reads a policy file with what its author expects of it: TOML where its name says so.
 pub(crate) fn read_document(path: &Path) -> Result<Document, Error> {
@@ -205,5 +219,27 @@ impl<'de> Deserialize<'de> for NetworkPolicy {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_in_a_rule_tells_no_value() {
+        for rule in [
+            "allow http a.example with authorization=HUNTER2",
+            "allow http a.example with authorization HUNTER2",
+            "allow http a.example authorization=HUNTER2",
+            "allow http a.example/v1?key=HUNTER2",
+            "TOKEN=HUNTER2@a.example",
+            "allow tcp 443 me:HUNTER2@a.example",
+        ] {
+            let policy = NetworkPolicy::public_only().rule(rule);
+            let error = policy.check().expect_err(rule);
+            let told = format!("{error} {error:?}");
+            assert!(!told.to_uppercase().contains("HUNTER2"), "{rule}: {told}");
+        }
     }
 }

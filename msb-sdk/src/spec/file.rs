@@ -284,6 +284,8 @@ command: [python3, -m, http.server]
             "env: {T: [HUNTER2]}",
             "network: |\n  allow http a.example with authorization=HUNTER2",
             "network: |\n  allow http a.example with authorization HUNTER2",
+            "network: |\n  allow http a.example authorization=HUNTER2",
+            "network: |\n  allow http a.example/v1?key=HUNTER2",
         ] {
             let error = read(text).expect_err(text);
             let told = format!("{error} {error:?} {:?}", error.hint());

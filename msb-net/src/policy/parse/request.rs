@@ -1,6 +1,6 @@
 //! Rules and expectations about HTTP requests.
 
-use super::{Word, Words, excerpt, set_behind_at};
+use super::{Word, Words, careful, set_behind_at};
 use crate::http::path::PathPattern;
 use crate::policy::decide::SOME_PUBLIC;
 use crate::policy::{Flow, Pattern, Requests, Subject, Target};
@@ -120,7 +120,7 @@ fn split<'a>(word: Word<'a>, words: &Words<'_>) -> Result<(&'a str, Option<PathP
     match path.parse() {
         Ok(path) => Ok((host, Some(path))),
         Err(error) => {
-            let message = format!("{:?} is no pattern of paths: {error}", excerpt(path));
+            let message = format!("{:?} is no pattern of paths: {error}", careful(path));
             Err(words.error(word, message))
         }
     }
