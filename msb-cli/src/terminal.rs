@@ -4,8 +4,10 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use msb_sdk::TtySize;
 use rustix::process::getpgrp;
-use rustix::stdio::{stdin, stdout};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use rustix::stdio::{stderr, stdin, stdout};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
+};
 
 use crate::Failure;
 
@@ -108,6 +110,11 @@ pub(crate) fn stdin_is_terminal() -> bool {
 /// Whether standard output is a terminal.
 pub(crate) fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
+}
+
+/// Whether standard error is a terminal that a program has raw: the end of a line is only that.
+pub(crate) fn stderr_is_raw() -> bool {
+    tcgetattr(stderr()).is_ok_and(|found| !found.output_modes.contains(OutputModes::OPOST))
 }
 
 /// Whether progress can be drawn.

@@ -277,7 +277,8 @@ fn mistakes_in_policies_are_shown_with_their_place() {
     let file = dir.path().join("policy");
     std::fs::write(&file, "preset none\nallow tcp 80 a..b\n").expect("write");
     let file = file.to_str().expect("utf-8");
-    let cases: [(&[&str], &[&str]); 6] = [
+    let npm = "allow http GET registry.npmjs.org/@types/**";
+    let cases: [(&[&str], &[&str]); 10] = [
         (&["--policy", file], &[file, "line 2, column 14", "a..b"]),
         (
             &["--policy", "/nonexistent/policy"],
@@ -287,7 +288,19 @@ fn mistakes_in_policies_are_shown_with_their_place() {
             &["--net-rule", "alow tcp 25"],
             &["alow tcp 25", "column 1", "hint: did you mean `allow`?"],
         ),
+        // What may be a credential is not repeated.
+        (
+            &["--net-rule", "allow me:hunter2@a.example"],
+            &["line 1, column 7", "hint: rules are words"],
+        ),
+        (&["--net-rule", "allow out key=hunter2"], &["column 11"]),
+        (
+            &["--net-rule", "deny http GET any/? with key=hunter2"],
+            &["column 15"],
+        ),
         (&["--block-domain", "a..b"], &["a..b"]),
+        // An '@' is no mistake.
+        (&["--net-rule", npm, "--block-domain", "a..b"], &["a..b"]),
         (&["--net", "some"], &["some", "public-only"]),
         (&["--net", "none", "--policy", file], &["--net", "--policy"]),
     ];
@@ -298,6 +311,7 @@ fn mistakes_in_policies_are_shown_with_their_place() {
         for part in parts {
             assert!(refused.stderr.contains(part), "{part:?} in {refused:?}");
         }
+        assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
     }
 }
 

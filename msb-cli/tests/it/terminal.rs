@@ -32,7 +32,17 @@ impl Person {
         tcsetwinsize(&slave, size(40, 100)).expect("size");
         let end = || Stdio::from(slave.try_clone().expect("clone"));
         let msb = lab
-            .msb(["run", "-q", "-it", BUSYBOX, "--"])
+            .msb([
+                "run",
+                "-q",
+                "-it",
+                "--net",
+                "none",
+                "--net-log",
+                "-",
+                BUSYBOX,
+                "--",
+            ])
             .args(args)
             .stdin(end())
             .stdout(end())
@@ -91,6 +101,10 @@ fn a_shell_on_a_terminal() {
     person.types("\u{3}");
     person.types("echo still''here\n");
     person.sees("stillhere");
+    // What msb says meanwhile begins at the left, too.
+    person.types("busybox nslookup a.example\n");
+    person.sees("net: query ");
+    person.sees(", and the preset is none)\r\n");
     person.types("exit 5\n");
     assert_eq!(wait(person.msb).status.code(), Some(5));
 }
