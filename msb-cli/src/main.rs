@@ -138,7 +138,7 @@ impl From<msb_sdk::Error> for Failure {
 fn hint(error: &msb_sdk::Error) -> Option<String> {
     match error {
         msb_sdk::Error::Exec { program, .. } if program.starts_with('-') => {
-            Some("msb's own options go before the name of the image or sandbox".into())
+            Some("behind `--` all is the program's; msb's own options go before `--`".into())
         }
         error => error.hint(),
     }

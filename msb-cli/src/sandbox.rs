@@ -198,8 +198,23 @@ pub(crate) fn variable(entry: &str) -> Option<(String, String)> {
     }
 }
 
+/// Makes a name up for a sandbox that has none, which replaces nothing.
+pub(crate) fn name(spec: &mut SandboxSpec, replace: &ReplaceArgs) -> Result<(), Failure> {
+    if !spec.name.is_empty() {
+        return Ok(());
+    }
+    if replace.grace().is_some() {
+        return Err(Failure::Usage {
+            message: "a sandbox without a name replaces none".into(),
+            hint: Some("say which one: --name NAME".into()),
+        });
+    }
+    spec.name = unique_name()?;
+    Ok(())
+}
+
 /// A name that no other sandbox of this host has: 64 random bits.
-pub(crate) fn unique_name() -> Result<String, Failure> {
+fn unique_name() -> Result<String, Failure> {
     let mut bytes = [0; 8];
     io::Read::read_exact(
         &mut File::open("/dev/urandom").map_err(|error| no_random(&error))?,

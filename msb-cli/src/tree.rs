@@ -58,7 +58,8 @@ fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
     flags.filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
 }
 
-fn usage(option: &Arg) -> String {
+/// An option with what it takes.
+pub(crate) fn usage(option: &Arg) -> String {
     let short = option.get_short().map(|short| format!("-{short}"));
     let long = option.get_long().map(|long| format!("--{long}"));
     let mut usage = [short, long]

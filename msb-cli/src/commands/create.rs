@@ -8,9 +8,7 @@ use crate::{Failure, sandbox};
 pub(crate) async fn run(args: CreateArgs) -> Result<u8, Failure> {
     let (file, name) = (args.sandbox.file.as_deref(), args.name.as_deref());
     let mut spec = sandbox::spec(file, name, args.image.as_deref())?;
-    if spec.name.is_empty() {
-        spec.name = sandbox::unique_name()?;
-    }
+    sandbox::name(&mut spec, &args.replace)?;
     let builder = sandbox::builder(spec, &args.sandbox, &args.network)?;
     sandbox::make_room(&builder, &args.sandbox, &args.replace).await?;
     detached(builder, args.sandbox.quiet).await

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use msb_sdk::{ExecOptions, Sandbox, SnapshotBuilder};
 
-use super::run::tell_ports;
+use super::run::{tell_ports, unambiguous};
 use crate::args::RunArgs;
 use crate::network::NetLog;
 use crate::session::{Session, forwarded_signals};
@@ -12,6 +12,7 @@ use crate::{Failure, sandbox, secret, terminal};
 
 /// Starts it; runs a program in it and returns that one's exit code, or leaves it running.
 pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
+    unambiguous(std::env::args_os())?;
     let mut builder = describe(&args, snapshot);
     for (name, value) in secret::values(&args.network.secret)? {
         builder = builder.secret_value(name, value);

@@ -1,16 +1,17 @@
 //! `msb run`: a new sandbox with one program, and its exit code.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory};
 use msb_sdk::{ExecOptions, Sandbox, SandboxBuilder, SandboxSpec};
 
 use super::restore;
-use crate::args::RunArgs;
+use crate::args::{Args, RunArgs};
 use crate::network::NetLog;
 use crate::progress::Display;
 use crate::session::{Session, forwarded_signals};
-use crate::{Failure, sandbox, terminal};
+use crate::{Failure, sandbox, terminal, tree};
 
 /// Runs the program and returns its exit code.
 pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
@@ -19,30 +20,27 @@ pub(crate) async fn run(mut args: RunArgs) -> Result<u8, Failure> {
     }
     let mut spec = spec(&mut args)?;
     let keep = !spec.name.is_empty() && !args.rm;
-    if spec.name.is_empty() {
-        spec.name = sandbox::unique_name()?;
-    }
+    sandbox::name(&mut spec, &args.replace)?;
     let image = spec.image.clone();
-    let command = spec.command.take();
+    let mut command = spec.command.take().unwrap_or_default();
     let builder = sandbox::builder(spec, &args.sandbox, &args.network)?;
     // What can't be run is no reason to remove anything.
     let session = match args.detach {
         true => None,
         false => Some(Session::asked(&args.terminal)?),
     };
+    if args.detach && !args.command.is_empty() {
+        command = words(&args.command)?;
+    }
+    let log = NetLog::open(&args.network)?;
     sandbox::make_room(&builder, &args.sandbox, &args.replace).await?;
     let Some(session) = session else {
-        let command = match args.command.is_empty() {
-            true => command.unwrap_or_default(),
-            false => words(&args.command)?,
-        };
         let builder = builder.keep(!args.rm).command(command);
         return detached(builder, args.sandbox.quiet).await;
     };
     if args.command.is_empty() {
-        args.command = command.into_iter().flatten().map(Into::into).collect();
+        args.command = command.into_iter().map(Into::into).collect();
     }
-    let log = NetLog::open(&args.network)?;
     let mut signals = forwarded_signals();
     let display = Display::new(&image, args.sandbox.quiet);
     let shown = display.clone();
@@ -97,32 +95,42 @@ fn spec(args: &mut RunArgs) -> Result<SandboxSpec, Failure> {
     let file = args.sandbox.file.as_deref();
     let mut image = args.image.take();
     if file.is_some() {
-        let program = image.take().map(OsString::from);
-        if let Some(program) = &program {
-            unambiguous(program, std::env::args_os().skip(1))?;
-        }
-        args.command.splice(0..0, program);
+        unambiguous(std::env::args_os())?;
+        args.command.splice(0..0, image.take().map(OsString::from));
         image = args.other_image.take();
     }
     sandbox::spec(file, args.name.as_deref(), image.as_deref())
 }
 
-/// With a file no image is named, and options behind the program's name would be msb's: whoever
-/// types them means the program's.
-fn unambiguous(program: &OsStr, mut words: impl Iterator<Item = OsString>) -> Result<(), Failure> {
-    let passed = words.by_ref().find(|word| word == program || word == "--");
-    let mut option = words.filter(|word| word.as_bytes().starts_with(b"-"));
-    match (passed, option.next()) {
-        (Some(word), Some(option)) if word != "--" && option != "--" => Err(Failure::Usage {
-            message: format!(
-                "{} behind {} may be msb's option or the program's",
-                option.display(),
-                program.display()
-            ),
-            hint: Some("give the program and its options after `--`".into()),
-        }),
-        _ => Ok(()),
-    }
+/// With a file or a snapshot no image is named, and options behind the program's name would be
+/// msb's: whoever types them means the program's.
+pub(super) fn unambiguous(words: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let mut command = Args::command();
+    // They were understood once already.
+    let parsed = command.try_get_matches_from_mut(words).ok();
+    let run = parsed
+        .as_ref()
+        .and_then(|all| all.subcommand_matches("run"));
+    let program = run.and_then(|run| Some((run, run.get_one::<String>("image")?)));
+    let (Some((run, program)), Some(command)) = (program, command.find_subcommand("run")) else {
+        return Ok(());
+    };
+    let Some(option) = command.get_arguments().find(|arg| behind(run, arg)) else {
+        return Ok(());
+    };
+    let option = tree::usage(option);
+    Err(Failure::Usage {
+        message: format!("{option} behind {program} may be msb's option or the program's"),
+        hint: Some("give the program and its options after `--`".into()),
+    })
+}
+
+/// Whether an option was typed behind the first word that is none.
+fn behind(run: &ArgMatches, option: &Arg) -> bool {
+    let id = option.get_id().as_str();
+    let typed = run.value_source(id) == Some(ValueSource::CommandLine);
+    let last = run.indices_of(id).and_then(Iterator::max);
+    typed && !option.is_positional() && last > run.index_of("image")
 }
 
 /// Starts a sandbox in the background and prints its name.
@@ -176,12 +184,18 @@ mod tests {
     fn options_behind_a_program_have_to_be_clearly_its_own() {
         for (line, clear) in [
             ("run -f a.yaml grep -n word", false),
+            ("run -f a.yaml grep -q word", false),
             ("run -f a.yaml grep word file", true),
             ("run -f a.yaml -- grep -n word", true),
             ("run -m 1G -f a.yaml grep", true),
+            ("run --name grep -f a.yaml -- grep", true),
+            ("run -q -f a.yaml -- run -n word", true),
+            ("run --from-snapshot warm ls -d /tmp", false),
+            ("run --from-snapshot warm -q -- ls -d /tmp", true),
         ] {
-            let words = line.split(' ').map(OsString::from);
-            assert_eq!(unambiguous("grep".as_ref(), words).is_ok(), clear, "{line}");
+            let words = ["msb"].into_iter().chain(line.split(' '));
+            let said = unambiguous(words.map(OsString::from));
+            assert_eq!(said.is_ok(), clear, "{line}: {said:?}");
         }
     }
 }

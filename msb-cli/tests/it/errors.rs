@@ -128,7 +128,7 @@ fn options_in_the_wrong_place_and_files_that_are_not_there() {
         b"",
     );
     assert_eq!(run.code, Some(127), "{run:?}");
-    assert!(run.stderr.contains("own options go before"), "{run:?}");
+    assert!(run.stderr.contains("own options go before `--`"), "{run:?}");
     fails(
         &mut lab.msb(["run", "-f", "none.yaml"]),
         &["none.yaml", "hint: "],

@@ -253,6 +253,9 @@ fn a_sandbox_is_not_removed_for_one_that_cannot_be() {
         "msb create --replace --pull never none --name app",
         "msb create --replace alpine --name app -w relative",
         "msb run --replace alpine --name app -it",
+        "msb run --replace alpine --name app --net-log /nonexistent/log true",
+        "msb run --replace alpine --name app -d -- printf \"$(printf '\\377')\"",
+        "msb create --replace alpine",
     ] {
         let run = typist.types(line);
         assert_eq!(run.code, Some(125), "{line}: {run:?}");
