@@ -18,8 +18,8 @@ pub(crate) enum MachineRequest {
     Resume,
     /// Save it under a name; it goes on.
     Snapshot { name: String },
-    /// Save it for a moment, for others to go on from; it goes on.
-    Fork,
+    /// Save it for a moment, for so many others to go on from; it goes on.
+    Fork { count: usize },
     /// Forget what was saved for a moment under this name: the others have started.
     Forked { name: String },
 }
@@ -36,6 +36,10 @@ pub(crate) struct Source {
     pub(crate) name: String,
     /// Where its memory is, if it is not in its folder.
     pub(crate) memory: Option<PathBuf>,
+    /// The last bytes of the IPv4 addresses of those that go on from it, in order. One that has
+    /// none makes it up.
+    #[serde(default)]
+    pub(crate) seats: Vec<u8>,
 }
 
 /// Why a request was not done.

@@ -24,7 +24,7 @@ use crate::state::{self, SandboxDir};
 const VERSION: u32 = 2;
 
 /// The most sandboxes that one call makes: each is some processes.
-const MAX_FORKS: usize = 256;
+pub(crate) const MAX_FORKS: usize = 256;
 
 /// How many names are tried for a sandbox that has none.
 const MAX_NAMES: usize = 4096;
@@ -233,7 +233,7 @@ impl Sandbox {
         // As for a start: what was given to this one is not kept.
         let values = values.complete(&self.spec.secrets)?;
         let bundle = GuestBundle::find(&self.home)?;
-        let source = self.link.machine(MachineRequest::Fork).await?;
+        let source = self.link.machine(MachineRequest::Fork { count }).await?;
         let source = source.ok_or_else(|| Error::gone("its supervisor is of another version"))?;
         let about = About::new(
             self.spec.clone(),
@@ -374,6 +374,7 @@ impl SnapshotBuilder {
                 root: home.snapshots(),
                 name: self.snapshot.clone(),
                 memory: None,
+                seats: Vec::new(),
             },
             home,
             image,
@@ -406,11 +407,13 @@ impl Plan {
         // One after the other, so that their numbers are; the work is done at once.
         let mut starting = VecDeque::with_capacity(count);
         let mut failed = None;
-        for _ in 0..count {
+        for number in 0..count {
             let this = self.clone();
             match blocking(move || this.folder()).await {
                 Ok((dir, spec)) => {
-                    let this = self.clone();
+                    let mut this = self.clone();
+                    let seat = self.source.seats.get(number);
+                    this.source.seats = seat.copied().into_iter().collect();
                     starting.push_back(tokio::spawn(blocking(move || this.start_in(dir, spec))));
                 }
                 // Those that are being started are waited for, to be ended.

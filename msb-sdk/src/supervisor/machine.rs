@@ -24,6 +24,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
 use super::clients::Clients;
+use super::network::Seats;
 use super::relay::Note;
 use super::routes::ClientId;
 use crate::control::{self, FromSupervisor};
@@ -100,6 +101,7 @@ pub(super) struct Keeper {
     passing: PathBuf,
     /// What is written beside a snapshot.
     about: String,
+    seats: Seats,
     held: bool,
     last: u64,
     /// Memory of snapshots for a moment, by their names.
@@ -117,6 +119,7 @@ impl Keeper {
         snapshots: PathBuf,
         passing: PathBuf,
         about: String,
+        seats: Seats,
     ) -> io::Result<Self> {
         let control = vm.control_socket().map(StdStream::try_clone).transpose()?;
         // Those of an earlier start.
@@ -129,6 +132,7 @@ impl Keeper {
             snapshots,
             passing,
             about,
+            seats,
             held: false,
             last: 0,
             memories: VecDeque::new(),
@@ -210,7 +214,7 @@ impl Keeper {
                 talk.clients.add_life(LifeEvent::Snapshotted { snapshot });
                 Ok(None)
             }
-            MachineRequest::Fork => {
+            MachineRequest::Fork { count } => {
                 self.last += 1;
                 let (root, name) = (self.passing.clone(), self.last.to_string());
                 if self.last > MAX_PASSING as u64 {
@@ -224,7 +228,13 @@ impl Keeper {
                 talk.clients.add_life(LifeEvent::Forked);
                 let memory = held.as_ref().map(HeldMemory::path);
                 self.memories.extend(held.map(|held| (name.clone(), held)));
-                Ok(Some(Source { root, name, memory }))
+                let seats = self.seats.take(count);
+                Ok(Some(Source {
+                    root,
+                    name,
+                    memory,
+                    seats,
+                }))
             }
             MachineRequest::Forked { name } => {
                 self.forget(name).await;

@@ -20,8 +20,10 @@ use super::dial;
 use super::start::{Failure, random};
 use super::trust;
 use crate::control::{self, FromSupervisor};
+use crate::machine::Source;
 use crate::port::{MAX_PORTS, PortAnswer, PortFailure, PortRequest, PublishedPort};
 use crate::secret::{self, Values};
+use crate::snapshot::MAX_FORKS;
 use crate::spec::SandboxSpec;
 
 /// The name by which a guest may call the host, whether or not it may reach it.
@@ -45,9 +47,13 @@ pub(super) struct Wiring {
 impl Wiring {
     /// Makes up a card address and everything else that must not be guessed.
     ///
-    /// A guest that goes on from where another was (`moves`) gets addresses of its own: what
+    /// A guest that goes on from where another was (`source`) gets addresses of its own: what
     /// it still has of the other's can't be taken for its own then.
-    pub(super) fn new(spec: &SandboxSpec, values: &Values, moves: bool) -> Result<Self, Failure> {
+    pub(super) fn new(
+        spec: &SandboxSpec,
+        values: &Values,
+        source: Option<&Source>,
+    ) -> Result<Self, Failure> {
         let mut seed = [0; 8];
         seed.copy_from_slice(&random(8)?);
         let mut mac = [0; 6];
@@ -58,10 +64,11 @@ impl Wiring {
         config.guest_mac = Some(mac);
         // The agent sees to it.
         config.guest_loopback = true;
-        if moves {
+        if let Some(source) = source {
             let mut bytes = [0; 6];
             bytes.copy_from_slice(&random(6)?);
-            move_guest(&mut config, &bytes);
+            let seat = source.seats.first().copied();
+            move_guest(&mut config, seat, &bytes);
         }
         spec.network_limits.apply(&mut config.limits);
         config.resolvers = match &spec.resolvers[..] {
@@ -92,6 +99,12 @@ impl Wiring {
         }
     }
 
+    /// The seats of guests that go on from this one.
+    pub(super) fn seats(&self) -> Seats {
+        let [.., own] = self.config.guest_v4.octets();
+        Seats { own, taken: 0 }
+    }
+
     /// What the agent is told when it becomes this guest.
     pub(super) fn spec(&self) -> NetworkSpec {
         spec(&self.config, self.mac)
@@ -120,14 +133,42 @@ impl Wiring {
     }
 }
 
-/// Gives the guest other addresses on its link, made of six random bytes.
+/// The last bytes of IPv4 addresses for forks of one guest, which are few: none has that of
+/// the guest, and no two the same until all have been given.
+#[derive(Debug)]
+pub(super) struct Seats {
+    own: u8,
+    taken: u8,
+}
+
+/// The network's and the gateway's are below, everybody's is above.
+const SEATS: std::ops::RangeInclusive<u8> = 2..=254;
+
+impl Seats {
+    /// Those of so many more, at most [`MAX_FORKS`].
+    pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
+        let count = count.min(MAX_FORKS);
+        let free = || SEATS.filter(|seat| *seat != self.own);
+        let behind = || free().skip_while(|seat| *seat < self.own);
+        let before = free().take_while(|seat| *seat < self.own);
+        let all: Vec<u8> = behind().chain(before).collect();
+        let next = all.iter().cycle().skip(self.taken.into());
+        let seats = next.take(count).copied().collect();
+        self.taken = ((usize::from(self.taken) + count) % all.len()) as u8;
+        seats
+    }
+}
+
+/// Gives the guest other addresses on its link: of IPv4 that with the last byte `seat`, and the
+/// rest made of six random bytes.
 ///
 /// The end of that of IPv6 stays: the group that neighbours ask for it in is made of it, and to
 /// leave one group and join another is much kernel code for a freshly restored guest.
-fn move_guest(config: &mut Config, bytes: &[u8; 6]) {
+fn move_guest(config: &mut Config, seat: Option<u8>, bytes: &[u8; 6]) {
     let mut octets = config.guest_v4.octets();
-    // Neither the network's, nor the gateway's, nor the first guest's, nor everybody's.
-    octets[3] = 3 + bytes[0] % 252;
+    // Whose address the snapshot has is not known; most have the first.
+    let made_up = SEATS.start() + 1 + bytes[0] % (SEATS.end() - SEATS.start());
+    octets[3] = seat.filter(|seat| SEATS.contains(seat)).unwrap_or(made_up);
     config.guest_v4 = octets.into();
     let mut octets = config.guest_v6.octets();
     octets[8..13].copy_from_slice(&bytes[1..]);
@@ -311,7 +352,7 @@ mod tests {
         let fixed = Config::new(Policy::none(), 0);
         for byte in 0..=255 {
             let mut config = fixed.clone();
-            move_guest(&mut config, &[byte; 6]);
+            move_guest(&mut config, None, &[byte; 6]);
             let [a, b, c, last] = config.guest_v4.octets();
             assert_eq!([a, b, c], fixed.guest_v4.octets()[..3]);
             assert!((3..255).contains(&last), "{last}");
@@ -327,10 +368,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_two_forks_have_a_seat_until_all_are_taken() {
+        for own in SEATS {
+            let mut seats = Seats { own, taken: 0 };
+            let mut given = seats.take(10);
+            given.extend(seats.take(0));
+            given.extend(seats.take(242));
+            assert_eq!(seats.take(1), given[..1]);
+            given.push(own);
+            given.sort_unstable();
+            assert!(given.into_iter().eq(SEATS), "{own}");
+            assert_eq!(seats.take(usize::MAX).len(), MAX_FORKS);
+        }
+    }
+
+    #[test]
+    fn a_seat_is_what_the_address_ends_with() {
+        let mut config = Config::new(Policy::none(), 0);
+        move_guest(&mut config, Some(77), &[0; 6]);
+        assert_eq!(config.guest_v4.octets()[3], 77);
+        // Those that are others'.
+        for taken in [0, 1, 255] {
+            move_guest(&mut config, Some(taken), &[0; 6]);
+            assert_eq!(config.guest_v4.octets()[3], 3);
+        }
+    }
+
     /// What differs between copies costs each of them time.
     #[test]
     fn a_copy_differs_from_its_template_in_the_cards_address_only() {
-        let wiring = Wiring::new(&SandboxSpec::new("demo".into()), &Values::default(), false);
+        let wiring = Wiring::new(&SandboxSpec::new("demo".into()), &Values::default(), None);
         let wiring = wiring.ok().expect("wiring");
         let mut spec = wiring.spec();
         assert_ne!(spec.mac, TEMPLATE_MAC);

@@ -19,7 +19,9 @@ const OWN_DISK: usize = 1;
 
 /// Opens the snapshot, and checks that the image is where its kernel expects it.
 pub(super) fn open(source: &Source, image: &Image) -> Result<Snapshot, Failure> {
-    let Source { root, name, memory } = source;
+    let Source {
+        root, name, memory, ..
+    } = source;
     let snapshots = Snapshots::new(root);
     let snapshot = snapshots.open_with(name, memory.as_deref()).map_err(vmm)?;
     let about = About::parse(name, snapshot.about())?;

@@ -82,7 +82,8 @@ pub(super) fn start(
     let source = launch.source.as_ref();
     let snapshot = source.map(|source| restore::open(source, &image));
     let snapshot = snapshot.transpose()?;
-    let wiring = Wiring::new(&launch.spec, &values, snapshot.is_some())?;
+    let wiring = Wiring::new(&launch.spec, &values, source)?;
+    let seats = wiring.seats();
     drop(values);
     let mut machine = machine(launch, dir, &image, snapshot.as_ref())?;
     machine.network = Some(wiring.card());
@@ -137,7 +138,8 @@ pub(super) fn start(
     };
     let about = restore::about(launch, &image)?.to_json();
     let passing = dir.path().join(PASSING);
-    let keeper = Keeper::new(vm, home.snapshots(), passing, about).map_err(Failure::io)?;
+    let keeper = Keeper::new(vm, home.snapshots(), passing, about, seats);
+    let keeper = keeper.map_err(Failure::io)?;
     Ok(Running {
         keeper,
         agent,
