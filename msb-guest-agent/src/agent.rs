@@ -25,6 +25,7 @@ mod identity;
 mod kernel_log;
 mod link;
 mod metrics;
+mod netlink;
 mod network;
 mod orphan;
 mod pressure;

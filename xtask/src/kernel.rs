@@ -42,6 +42,14 @@ const PATCHES: &[(&str, &str)] = &[
         "0005-one-stack-segment.patch",
         include_str!("../../msb-vmm/kernel/patches/0005-one-stack-segment.patch"),
     ),
+    (
+        "0006-destroyed-is-reset.patch",
+        include_str!("../../msb-vmm/kernel/patches/0006-destroyed-is-reset.patch"),
+    ),
+    (
+        "0007-groups-once.patch",
+        include_str!("../../msb-vmm/kernel/patches/0007-groups-once.patch"),
+    ),
 ];
 
 /// Raised when the steps below change in a way that changes the result.

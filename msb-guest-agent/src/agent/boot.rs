@@ -13,6 +13,7 @@ use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink};
 
+use super::connections::Sockets;
 use super::disks::Disks;
 use super::link::Link;
 use super::network::Network;
@@ -44,6 +45,9 @@ pub(super) struct Guest {
     pub(super) root: Root,
     /// Kept: see there.
     pub(super) network: Network,
+    pub(super) sockets: Sockets,
+    /// Of its kernel. Copies that go on from this guest have the same.
+    pub(super) boot_id: String,
 }
 
 /// Boots to the end of the setup phase.
@@ -64,6 +68,7 @@ pub(super) fn boot() -> io::Result<Booted> {
         if let HostMessage::Configure(config) = request {
             match configure::configure(&config, &mut setup) {
                 Ok((answer, world, root)) => {
+                    let boot_id = answer.boot_id.clone();
                     setup.send(&AgentMessage::Configured(Box::new(answer)))?;
                     return Ok(Booted {
                         link: setup.link,
@@ -71,6 +76,8 @@ pub(super) fn boot() -> io::Result<Booted> {
                         guest: Guest {
                             root,
                             network: setup.network,
+                            sockets: Sockets::default(),
+                            boot_id,
                         },
                     });
                 }

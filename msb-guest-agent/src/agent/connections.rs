@@ -1,238 +1,162 @@
 //! Ending the TCP connections of a guest that has become another one.
 //!
 //! At their other ends is whoever the first guest talks to, which goes on. The programs that
-//! have them are held meanwhile; each finds its connections reset. Those within the guest,
-//! over loopback, stay.
+//! have them are held meanwhile; each finds its connections reset. So does whoever accepts one
+//! later that waited for that. Those within the guest, over loopback, stay.
 //!
-//! They are looked for before the guest is saved: nobody makes another one until it goes on,
-//! and each copy would have to translate what looking takes.
+//! They are looked for before the guest is saved: no program makes another one until it goes on,
+//! and each copy would have to translate what looking takes. One that comes in meanwhile, for
+//! somebody who is held, is not found.
+//!
+//! The structures are those of `include/uapi/linux/{sock_diag,inet_diag}.h`.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
-use rustix::io::Errno;
-use rustix::net::{SocketType, connect_unspec, getsockname, sockopt};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::net::netlink::SOCK_DIAG;
 
-/// The longest table of connections that is read. Of a longer one some is taken for granted.
-const MAX_TABLE: u64 = 8 << 20;
+use super::netlink::{Netlink, Request};
 
-/// Whether anybody may have a connection from one of the addresses `own`: the tables of the
-/// kernel are read with a fraction of the kernel code that it takes to look at all descriptors.
-fn any(proc: BorrowedFd<'_>, own: &[IpAddr]) -> bool {
-    let tables = [("self/net/tcp", false), ("self/net/tcp6", true)];
-    tables.into_iter().any(|(path, is_v6)| {
-        let own: Vec<String> = own.iter().filter_map(|own| shown(*own, is_v6)).collect();
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        match openat(proc, path, flags, Mode::empty()) {
-            Ok(table) => is_in(File::from(table).take(MAX_TABLE), &own),
-            // A kernel without IPv6 has no table of it.
-            Err(errno) => errno != Errno::NOENT,
-        }
-    })
-}
+/// Values that are not in the `libc` crate.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 
-/// Whether a table has one that does not listen from one of the addresses, or can't be read to
-/// its end.
-fn is_in(mut table: io::Take<impl Read>, own: &[String]) -> bool {
-    let mut text = String::new();
-    if table.read_to_string(&mut text).is_err() || table.limit() == 0 {
-        return true;
-    }
-    text.lines().skip(1).any(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1));
-        let address = local.split(':').next().unwrap_or_default();
-        state != Some(LISTENS) && own.iter().any(|own| own == address)
-    })
-}
+/// States of sockets that have a peer, as bits: not those that listen (10), nor those that are
+/// closed (7), nor what is left of those that are over (6), of which there may be many.
+const WITH_PEER: u32 = 0xfff & !(1 << 10 | 1 << 7 | 1 << 6);
 
-/// The state of a socket that listens, in tables.
-const LISTENS: &str = "0A";
+/// Length of `struct inet_diag_sockid`, which names a socket.
+const ID: usize = 48;
 
-/// How a table shows an address; `None` where it has none of the kind.
-fn shown(address: IpAddr, is_v6: bool) -> Option<String> {
-    let octets = match (address, is_v6) {
-        (IpAddr::V4(address), false) => address.octets().to_vec(),
-        (IpAddr::V4(address), true) => address.to_ipv6_mapped().octets().to_vec(),
-        (IpAddr::V6(address), true) => address.octets().to_vec(),
-        (IpAddr::V6(_), false) => return None,
-    };
-    let words = octets.chunks_exact(4);
-    let word = |word: &[u8]| u32::from_ne_bytes(word.try_into().unwrap_or_default());
-    Some(words.map(|bytes| format!("{:08X}", word(bytes))).collect())
-}
+/// Where the name of a socket is in a request and in an entry of the list, and the address of
+/// its own end in the name.
+const ID_ASKED: usize = 8;
+const ID_TOLD: usize = 4;
+const OWN: usize = 4;
 
-/// Connections that somebody else has.
+/// How many are kept. A connection takes some KiB of a guest's kernel: these are more than
+/// most have room for.
+const MAX_CONNECTIONS: usize = 1 << 18;
+
+/// Connections that somebody has: the family and the name of each.
+pub(super) type Connections = Vec<(u8, [u8; ID])>;
+
+/// The part of the kernel that knows all sockets.
+///
+/// Is kept for as long as the guest lives: to close a way to it makes work for the kernel, in
+/// each copy.
 #[derive(Debug, Default)]
-pub(super) struct Connections(Vec<OwnedFd>);
+pub(super) struct Sockets(Option<Netlink>);
 
-impl Connections {
-    /// Finds those that come from one of the addresses `own`, among all that the `processes`
-    /// have.
-    pub(super) fn find(
-        proc: BorrowedFd<'_>,
-        processes: impl FnOnce() -> io::Result<Vec<i32>>,
-        own: &[IpAddr],
-    ) -> io::Result<Connections> {
-        let mut found = Connections::default();
-        if !any(proc, own) {
-            return Ok(found);
+impl Sockets {
+    /// Finds the connections that come from one of the addresses `own`.
+    ///
+    /// # Errors
+    /// Those of the kernel, and that there are more than a guest of any use has.
+    pub(super) fn find(&mut self, own: &[IpAddr]) -> io::Result<Connections> {
+        let kernel = match self.0.take() {
+            Some(kernel) => kernel,
+            None => Netlink::open(Some(SOCK_DIAG))?,
+        };
+        let mut found = Vec::new();
+        for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+            let request = Request::new(SOCK_DIAG_BY_FAMILY, &asked(family, &[0; ID]));
+            kernel.list(request, SOCK_DIAG_BY_FAMILY, |entry| {
+                let id: Option<&[u8; ID]> = entry.get(ID_TOLD..).and_then(<[u8]>::first_chunk);
+                let id = id.ok_or(io::ErrorKind::InvalidData)?;
+                if own.contains(&own_end(family, id)) {
+                    found.push((family, *id));
+                }
+                if found.len() > MAX_CONNECTIONS {
+                    return Err(io::Error::other("there are too many"));
+                }
+                Ok(())
+            })?;
         }
-        let mut seen = HashSet::new();
-        let processes = processes()?.into_iter().filter(|pid| *pid > 0);
-        for pid in processes.filter_map(Pid::from_raw) {
-            if let Err(error) = found.add_of(proc, pid, own, &mut seen)
-                // It has ended, and its connections with it.
-                && !matches!(error, Errno::SRCH | Errno::NOENT)
-            {
-                return Err(error.into());
-            }
-        }
+        // After an error there may be more to come of the list, which nobody wants.
+        self.0 = Some(kernel);
         Ok(found)
     }
 
-    /// Resets them.
-    pub(super) fn reset(self) -> io::Result<()> {
-        for socket in self.0 {
-            connect_unspec(&socket)?;
-        }
-        Ok(())
-    }
-
-    fn add_of(
-        &mut self,
-        proc: BorrowedFd<'_>,
-        pid: Pid,
-        own: &[IpAddr],
-        seen: &mut HashSet<Vec<u8>>,
-    ) -> Result<(), Errno> {
-        let path = format!("{}/fd", pid.as_raw_nonzero());
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = openat(proc, path, flags, Mode::empty())?;
-        let mut process = None;
-        for entry in Dir::read_from(&folder)? {
-            let name = entry?.file_name().to_owned();
-            let Some(number) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let target = match readlinkat(&folder, &name, Vec::new()) {
-                Ok(target) => target.into_bytes(),
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(errno),
-            };
-            // Processes share sockets.
-            if !target.starts_with(b"socket:[") || !seen.insert(target) {
-                continue;
-            }
-            let process: &OwnedFd = match &mut process {
-                Some(process) => process,
-                none => none.insert(pidfd_open(pid, PidfdFlags::empty())?),
-            };
-            match pidfd_getfd(process, number, PidfdGetfdFlags::empty()) {
-                Ok(socket) if is_from(&socket, own) => self.0.push(socket),
-                Ok(_) | Err(Errno::BADF) => {}
-                Err(errno) => return Err(errno),
+    /// Resets connections that were found.
+    pub(super) fn reset(&self, found: &Connections) -> io::Result<()> {
+        for (family, id) in found {
+            let kernel = self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+            let request = Request::new(SOCK_DESTROY, &asked(*family, id));
+            match kernel.ask(request) {
+                // It has ended.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                reset => reset?,
             }
         }
         Ok(())
     }
 }
 
-/// Whether it is a TCP socket, other than one that listens, with one of the addresses.
-fn is_from(socket: &OwnedFd, own: &[IpAddr]) -> bool {
-    if sockopt::socket_type(socket) != Ok(SocketType::STREAM)
-        || sockopt::socket_acceptconn(socket) != Ok(false)
-    {
-        return false;
+/// `struct inet_diag_req_v2`: family, protocol, what else is to be told, padding, states, name.
+fn asked(family: u8, id: &[u8; ID]) -> [u8; ID_ASKED + ID] {
+    let mut request = [0; ID_ASKED + ID];
+    request[..2].copy_from_slice(&[family, libc::IPPROTO_TCP as u8]);
+    request[4..ID_ASKED].copy_from_slice(&WITH_PEER.to_ne_bytes());
+    request[ID_ASKED..].copy_from_slice(id);
+    request
+}
+
+/// The address of a socket's own end. Behind the ports, in sixteen bytes of which IPv4 uses the
+/// first four.
+fn own_end(family: u8, id: &[u8; ID]) -> IpAddr {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&id[OWN..OWN + 16]);
+    let [a, b, c, d, ..] = bytes;
+    if i32::from(family) == libc::AF_INET {
+        return Ipv4Addr::new(a, b, c, d).into();
     }
-    let address = getsockname(socket)
-        .ok()
-        .and_then(|name| SocketAddr::try_from(name).ok());
-    address.is_some_and(|address| own.contains(&address.ip().to_canonical()))
+    IpAddr::from(Ipv6Addr::from(bytes)).to_canonical()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
-    use std::process::{Command, Stdio};
 
-    /// Loopback stands for a card's address; the other process has the connection as its
-    /// input.
+    /// Loopback stands for a card's address. What resets them is in guests' kernels only.
     #[test]
-    fn the_connection_of_another_process_is_reset_and_one_from_elsewhere_is_not() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut peer = listener.accept().unwrap().0;
-        let mut child = Command::new("cat")
-            .stdin(Stdio::from(OwnedFd::from(stream)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let proc = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
-        let pids = [child.id() as i32];
-        let other = ["127.0.0.2".parse().unwrap()];
-        use std::os::fd::AsFd;
-        let find = |own: &[IpAddr]| {
-            let processes = || Ok(pids.to_vec());
-            Connections::find(proc.as_fd(), processes, own).unwrap()
+    fn connections_from_an_address_are_found_before_anybody_accepts_them() {
+        let find = |own: &str| {
+            let own = own.parse().unwrap();
+            let found = Sockets::default().find(&[own]).unwrap();
+            let ports = found.iter().map(|(_, id)| {
+                let port = |at| u16::from_be_bytes([id[at], id[at + 1]]);
+                [port(0), port(2)]
+            });
+            ports.collect::<Vec<_>>()
         };
-        let any = |own: &str| super::any(proc.as_fd(), &[own.parse().unwrap()]);
-        assert!(any("127.0.0.1") && !any("127.0.0.2") && !any("2001:db8::1"));
-        find(&other).reset().unwrap();
-        let found = find(&["127.0.0.1".parse().unwrap()]);
-        // To be found does nothing to it.
-        peer.write_all(b"x").unwrap();
-        assert!(child.try_wait().unwrap().is_none());
-        found.reset().unwrap();
-        // Reading fails, so the program ends in an error, and the peer hears of it, too.
-        assert!(!child.wait().unwrap().success());
-        assert!(peer.read(&mut [0]).is_err());
+        for own in ["127.61.0.1", "::1"] {
+            let listener = TcpListener::bind((own.parse::<IpAddr>().unwrap(), 0));
+            // A host without IPv6 has none of it.
+            let Ok(listener) = listener else { continue };
+            let server = listener.local_addr().unwrap();
+            // Nobody has accepted it.
+            let stream = TcpStream::connect(server).unwrap();
+            let client = stream.local_addr().unwrap();
+            let found = find(own);
+            assert!(
+                found.contains(&[server.port(), client.port()]),
+                "{own} {found:?}"
+            );
+            assert!(!found.iter().any(|ports| *ports == [server.port(), 0]));
+        }
+        assert_eq!(find("127.61.0.2"), [[0; 2]; 0]);
     }
 
     #[test]
-    fn tables_are_read_as_the_kernel_writes_them() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
-                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 0\n   \
-                     1: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 0\n";
-        let shown = |address: &str, is_v6| super::shown(address.parse().unwrap(), is_v6);
-        let own = shown("127.0.0.1", false).unwrap();
-        assert_eq!(own, "0100007F");
-        let find = |text: &str, own: &str| is_in(text.as_bytes().take(999), &[own.to_owned()]);
-        assert!(find(table, &own));
-        assert!(!find(table, &shown("127.0.0.2", false).unwrap()));
-        // One that listens is none.
-        let listens: Vec<_> = table.lines().take(2).collect();
-        assert!(!find(&listens.join("\n"), &own));
-        // What is too long may have one.
-        assert!(is_in(table.as_bytes().take(100), &["0200007F".to_owned()]));
-        let mapped = "0000000000000000FFFF00000100007F";
-        assert_eq!(shown("127.0.0.1", true).unwrap(), mapped);
-        let real = "B80D0120000000000000000001000000";
-        assert_eq!(shown("2001:db8::1", true).unwrap(), real);
-        assert_eq!(shown("2001:db8::1", false), None);
-    }
-
-    #[test]
-    fn a_process_that_is_gone_has_none() {
-        let proc = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
-        use std::os::fd::AsFd;
-        let mut found = Connections::default();
-        let gone = Pid::from_raw(i32::MAX).unwrap();
-        let added = found.add_of(proc.as_fd(), gone, &[], &mut HashSet::new());
-        assert_eq!(added, Err(Errno::NOENT));
-        let own = ["127.0.0.1".parse().unwrap()];
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let _stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let gone = || Ok(vec![i32::MAX, 0, -1]);
-        let found = Connections::find(proc.as_fd(), gone, &own).unwrap();
-        assert!(found.0.is_empty());
+    fn a_mapped_address_is_that_of_ipv4() {
+        let mut id = [0; ID];
+        let mapped: Ipv6Addr = "::ffff:192.0.2.1".parse().unwrap();
+        id[OWN..OWN + 16].copy_from_slice(&mapped.octets());
+        let own: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(own_end(libc::AF_INET6 as u8, &id), own);
+        id[OWN..OWN + 4].copy_from_slice(&[192, 0, 2, 1]);
+        assert_eq!(own_end(libc::AF_INET as u8, &id), own);
     }
 }

@@ -69,16 +69,6 @@ pub(super) fn freeze(cgroups: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> io::Resul
     Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
-/// The ids of all processes that are in a group other than the root: everybody's, after
-/// [`freeze`].
-pub(super) fn processes(cgroups: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for name in groups(cgroups)? {
-        collect(&open_group(cgroups, &name)?, MAX_DEPTH, &mut found)?;
-    }
-    Ok(found)
-}
-
 /// Adds the ids of the processes in a group and in those below it.
 pub(super) fn collect(group: &OwnedFd, depth: usize, found: &mut Vec<i32>) -> io::Result<()> {
     // That of a group whose threads are apart can't be read; its processes are said above it.
@@ -264,6 +254,5 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let place = rustix::fs::open(place.path(), OFlags::RDONLY, Mode::empty()).unwrap();
         assert!(freeze(place.as_fd(), place.as_fd()).is_err());
-        assert!(processes(place.as_fd()).is_err());
     }
 }

@@ -7,10 +7,11 @@
 //! The host's settings are all there is. Nothing is asked for on the link.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::thread::Timespec;
 
@@ -110,11 +111,16 @@ impl Network {
             .map_err(failed("set the network card's address"))
     }
 
-    /// Makes ready for a copy of the guest that takes up other addresses.
+    /// Makes ready for a copy of the guest that takes up other addresses. The setting is the
+    /// workload's, too, which may have something else in its place: a pipe must not hold the
+    /// agent up.
     pub(super) fn prepare_move(&mut self) {
         if let Some(card) = &mut self.up {
             let setting = format!("/proc/sys/net/ipv4/conf/{CARD}/promote_secondaries");
-            card.promotes = fs::write(setting, "1").is_ok();
+            let mut options = OpenOptions::new();
+            let opened = options.write(true).custom_flags(libc::O_NONBLOCK);
+            let set = opened.open(setting).and_then(|mut set| set.write_all(b"1"));
+            card.promotes = set.is_ok();
         }
     }
 

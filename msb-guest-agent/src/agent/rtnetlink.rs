@@ -1,13 +1,13 @@
 //! Requests to the kernel's tables of links, addresses and routes.
 //!
-//! Only what the agent needs, and no answers but "done" and "no". The structures
-//! are those of `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h`.
+//! Only what the agent needs. The structures are those of
+//! `include/uapi/linux/{rtnetlink,if_link,if_addr}.h`.
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use super::netlink::{Netlink, Request};
 
 /// An interface's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,12 +15,7 @@ pub(super) struct Index(pub(super) u32);
 
 /// A connection to the tables.
 #[derive(Debug)]
-pub(super) struct Tables {
-    socket: OwnedFd,
-}
-
-/// Length of `struct nlmsghdr`, and where the error of an answer is.
-const HEADER: usize = 16;
+pub(super) struct Tables(Netlink);
 
 /// Values that are not in the `libc` crate.
 const RTN_UNICAST: u8 = 1;
@@ -28,36 +23,35 @@ const RTPROT_STATIC: u8 = 4;
 
 impl AsFd for Tables {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.0.as_fd()
     }
 }
 
 impl Tables {
     pub(super) fn open() -> io::Result<Tables> {
-        let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
-        let flags = SocketFlags::CLOEXEC;
-        // Of the netlink protocols, routing is number 0, which is what `None` means.
-        let socket = rustix::net::socket_with(family, kind, flags, None)?;
-        Ok(Tables { socket })
+        // Routing is number 0, which is what `None` means.
+        Ok(Tables(Netlink::open(None)?))
     }
 
     /// Takes an interface up or down.
     pub(super) fn set_up(&self, link: Index, up: bool) -> io::Result<()> {
         let flag = libc::IFF_UP as u32;
         let header = link_header(link, if up { flag } else { 0 }, flag);
-        self.ask(Request::new(libc::RTM_SETLINK, &header))
+        self.0.ask(Request::new(libc::RTM_SETLINK, &header))
     }
 
     /// Sets the largest packet of an interface.
     pub(super) fn set_mtu(&self, link: Index, mtu: u16) -> io::Result<()> {
         let request = Request::new(libc::RTM_SETLINK, &link_header(link, 0, 0));
-        self.ask(request.with(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes()))
+        self.0
+            .ask(request.with(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes()))
     }
 
     /// Gives an interface an address, which is used at once.
     pub(super) fn add_address(&self, link: Index, address: IpAddr, prefix: u8) -> io::Result<()> {
         let request = address_request(libc::RTM_NEWADDR, link, address, prefix);
-        self.ask(request.also((libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16))
+        self.0
+            .ask(request.also((libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16))
     }
 
     /// Takes an address away.
@@ -67,7 +61,8 @@ impl Tables {
         address: IpAddr,
         prefix: u8,
     ) -> io::Result<()> {
-        self.ask(address_request(libc::RTM_DELADDR, link, address, prefix))
+        self.0
+            .ask(address_request(libc::RTM_DELADDR, link, address, prefix))
     }
 
     /// Sends everything that has no route of its own to `gateway`.
@@ -92,33 +87,7 @@ impl Tables {
             .also((libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16)
             .with(libc::RTA_GATEWAY, &octets(gateway))
             .with(libc::RTA_OIF, &link.0.to_ne_bytes());
-        self.ask(request)
-    }
-
-    /// Sends a request and takes the kernel's answer.
-    fn ask(&self, request: Request) -> io::Result<()> {
-        let message = request.finish();
-        rustix::net::send(&self.socket, &message, SendFlags::empty())?;
-        let mut answer = [0; 256];
-        let (length, _) = rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
-        match refusal(&answer[..length])? {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
-    }
-}
-
-/// The errno of an `NLMSG_ERROR`, 0 when it says that all went well.
-fn refusal(answer: &[u8]) -> io::Result<i32> {
-    let kind = answer
-        .get(4..6)
-        .map(|two| u16::from_ne_bytes([two[0], two[1]]));
-    let error = answer.get(HEADER..HEADER + 4);
-    match (kind, error) {
-        (Some(kind), Some(&[a, b, c, d])) if i32::from(kind) == libc::NLMSG_ERROR => {
-            Ok(i32::from_ne_bytes([a, b, c, d]).wrapping_neg())
-        }
-        _ => Err(io::ErrorKind::InvalidData.into()),
+        self.0.ask(request)
     }
 }
 
@@ -164,45 +133,6 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A message being written: header, structure, attributes, each at a multiple of
-/// four bytes.
-struct Request(Vec<u8>);
-
-impl Request {
-    fn new(kind: u16, structure: &[u8]) -> Request {
-        let mut bytes = vec![0; HEADER];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        bytes.extend_from_slice(structure);
-        Request(bytes)
-    }
-
-    /// Adds flags to the header.
-    fn also(mut self, flags: u16) -> Request {
-        for (byte, more) in self.0[6..8].iter_mut().zip(flags.to_ne_bytes()) {
-            *byte |= more;
-        }
-        self
-    }
-
-    /// Adds an attribute.
-    fn with(mut self, kind: u16, value: &[u8]) -> Request {
-        let length = (4 + value.len()) as u16;
-        self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let length = self.0.len() as u32;
-        self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,12 +163,5 @@ mod tests {
         let error = tables.set_up(Index(0x7fff_fff0), true).unwrap_err();
         let errno = error.raw_os_error();
         assert!(matches!(errno, Some(libc::ENODEV | libc::EPERM)), "{error}");
-    }
-
-    #[test]
-    fn other_answers_are_no_success() {
-        for bytes in [&[][..], &[0; 15], &[0; 20], &[2, 0, 0, 0, 2, 0]] {
-            assert!(refusal(bytes).is_err(), "{bytes:?}");
-        }
     }
 }

@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
+use self::hold::Ahead;
 use super::boot::Guest;
 use super::dial::Dial;
 use super::exec::Exec;
@@ -82,6 +83,9 @@ pub(super) struct Session {
     freezing: bool,
     /// Who this guest is. With it, signals go to everybody, as only PID 1 may do.
     guest: Option<Guest>,
+    /// What was found when everybody was held last. Is kept until the host asks for something:
+    /// to close what it has open keeps a copy's programs waiting.
+    ahead: Option<Ahead>,
 }
 
 /// `sync` can take seconds, so it runs on a thread of its own.
@@ -142,6 +146,7 @@ impl Session {
             orphans: Vec::new(),
             freezing: false,
             guest,
+            ahead: None,
         })
     }
 
@@ -309,7 +314,10 @@ impl Session {
     fn handle(&mut self, event: GuestEvent) {
         match event {
             GuestEvent::Control(message) => self.control(&message),
-            GuestEvent::Opened { stream, request } => self.open(stream, &request),
+            GuestEvent::Opened { stream, request } => {
+                self.ahead = None;
+                self.open(stream, &request);
+            }
             GuestEvent::Command { stream, command } => {
                 if let Some(exec) = self.execs.get(&stream) {
                     exec.command(command);
@@ -504,7 +512,9 @@ impl Session {
     }
 
     /// Unmounts the guest's root.
-    pub(super) fn unmount(&self) -> io::Result<()> {
+    pub(super) fn unmount(&mut self) -> io::Result<()> {
+        // A file that is open for writing keeps its file system writable.
+        self.ahead = None;
         self.guest
             .as_ref()
             .map_or(Ok(()), |guest| guest.root.unmount())

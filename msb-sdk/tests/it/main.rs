@@ -53,6 +53,7 @@ tests! {
     files: content_goes_up_and_down, a_gigabyte_streams_both_ways, a_hundred_thousand_entries,
         operations_and_their_faults, users_have_their_rights, a_full_disk_is_told;
     forks: forks_go_on_as_others, connections_are_the_first_ones,
+        a_fork_in_the_middle_of_a_transfer_is_another_one,
         a_connection_to_the_outside_stays_the_first_ones,
         a_snapshot_is_gone_on_from_as_often_as_needed, a_paused_sandbox_waits,
         an_engine_that_cannot_says_so, a_supervisor_killed_while_it_forks_leaves_nothing,

@@ -10,7 +10,6 @@
 //! direction when the guest is saved. One that becomes another has a link to another host,
 //! on which nothing of the old streams exists.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -28,18 +27,19 @@ use crate::message::{AgentMessage, Configured, GuestConfig, HostMessage, SetupFa
 
 /// What a guest that is held has ready for the one that goes on from it: that one translates
 /// all that it executes anew, and does only what depends on who it is.
-struct Ahead {
+pub(super) struct Ahead {
+    /// Whether this guest has become another one by it.
+    spent: bool,
     connections: Connections,
     files: Used<'static>,
     /// A user by name, and the ids.
     user: Option<(String, (u32, u32))>,
-    boot_id: String,
 }
 
 impl Session {
     /// Holds everybody until the host says otherwise. `false`: the host is gone.
     pub(super) fn hold(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
-        let (frozen, mut ahead) = match self.freeze() {
+        let frozen = match self.freeze() {
             Ok(held) => held,
             Err(failure) => {
                 self.endpoint.control(&AgentMessage::Failed(failure));
@@ -57,10 +57,12 @@ impl Session {
                 };
                 if let HostMessage::Thaw = message {
                     drop(frozen);
+                    // Only a copy is in a hurry.
+                    self.ahead.take_if(|ahead| !ahead.spent);
                     self.endpoint.control(&AgentMessage::Thawed);
                     return Ok(true);
                 }
-                let answer = self.answer_held(message, &mut ahead);
+                let answer = self.answer_held(message);
                 self.endpoint.control(&answer);
             }
             if !self.flush_all()? || !self.link.wait(PollFlags::IN)? {
@@ -73,9 +75,9 @@ impl Session {
         }
     }
 
-    fn answer_held(&mut self, message: HostMessage, ahead: &mut Option<Ahead>) -> AgentMessage {
+    fn answer_held(&mut self, message: HostMessage) -> AgentMessage {
         match message {
-            HostMessage::Become(config) => match self.become_other(&config, ahead.take()) {
+            HostMessage::Become(config) => match self.become_other(&config) {
                 Ok(configured) => AgentMessage::Configured(Box::new(configured)),
                 // It may be half another: nothing but its end helps.
                 Err(failure) => AgentMessage::Failed(failure),
@@ -86,7 +88,7 @@ impl Session {
         }
     }
 
-    fn freeze(&mut self) -> Result<(freezer::Frozen, Option<Ahead>), SetupFailure> {
+    fn freeze(&mut self) -> Result<freezer::Frozen, SetupFailure> {
         let devices = self.world.devices();
         let (Some(cgroups), Some(proc), Some(guest)) =
             (devices.cgroups(), devices.proc(), &mut self.guest)
@@ -98,20 +100,19 @@ impl Session {
         }
         let frozen = freezer::freeze(cgroups, proc);
         let frozen = frozen.map_err(|error| step("hold all processes", &error))?;
-        let processes = || freezer::processes(cgroups);
-        let connections = Connections::find(proc, processes, &guest.network.addresses());
-        let connections = connections.map_err(|error| step("find connections", &error))?;
         guest.network.prepare_move();
+        let connections = guest.sockets.find(&guest.network.addresses());
+        let connections = connections.map_err(|error| step("find connections", &error))?;
         // Threads of this process are not held: what they are about to change is found later.
         let quiet = self.files.idle();
         let open = if quiet { Used::open } else { Used::unopened };
-        let ahead = Ahead {
+        self.ahead = Some(Ahead {
+            spent: false,
             connections,
             files: open(Path::new("/")),
             user: quiet.then(|| self.default_user()).flatten(),
-            boot_id: boot_id()?,
-        };
-        Ok((frozen, Some(ahead)))
+        });
+        Ok(frozen)
     }
 
     /// Whom commands run as by default, by name and ids, if the name can be looked up while
@@ -128,16 +129,14 @@ impl Session {
 
     /// The order is that of `Configure`: entropy first, then the clock. Whoever is held sees
     /// all of it at once.
-    fn become_other(
-        &mut self,
-        config: &GuestConfig,
-        ahead: Option<Ahead>,
-    ) -> Result<Configured, SetupFailure> {
+    fn become_other(&mut self, config: &GuestConfig) -> Result<Configured, SetupFailure> {
         configure::check(config)?;
         let refused = |reason: &str| SetupFailure::Refused(reason.into());
         let guest = self.guest.as_mut();
         let guest = guest.ok_or_else(|| refused("this is no guest"))?;
-        let mut ahead = ahead.ok_or_else(|| refused("it is another already"))?;
+        let ahead = self.ahead.as_mut().filter(|ahead| !ahead.spent);
+        let ahead = ahead.ok_or_else(|| refused("it is another already"))?;
+        ahead.spent = true;
         let devices = self.world.devices();
         let entropy = config.entropy.0.as_bytes();
         sys::reseed(devices.random(), entropy)
@@ -148,7 +147,7 @@ impl Session {
         rustix::system::sethostname(config.hostname.as_bytes())
             .map_err(|errno| step("set the host name", &errno.into()))?;
         // Before the addresses are others: they say so to whoever they are from.
-        let reset = ahead.connections.reset();
+        let reset = guest.sockets.reset(&std::mem::take(&mut ahead.connections));
         reset.map_err(|error| step("reset connections", &error))?;
         guest.network.apply(config.network.as_ref())?;
         // An image may have /etc read-only or as a file: its own affair.
@@ -157,17 +156,16 @@ impl Session {
             Some(spec) => trust::install(spec)?,
             None => Vec::new(),
         };
+        let boot_id = guest.boot_id.clone();
         self.world.become_other(config, trusting);
-        self.forget_streams();
-
         let spec = config.user.as_deref().unwrap_or("");
-        let (uid, gid) = match ahead.user {
-            Some((known, ids)) if known == spec => ids,
+        let (uid, gid) = match &ahead.user {
+            Some((known, ids)) if known == spec => *ids,
             _ => find_user(spec)?,
         };
-        Ok(Configured {
+        let configured = Configured {
             entropy_bits: entropy.len() as u32 * 8,
-            boot_id: ahead.boot_id,
+            boot_id,
             wall_clock_ns: configure::read_clock(),
             hostname: configure::hostname(),
             // What programs see. A root without one has none to be told apart by.
@@ -176,7 +174,9 @@ impl Session {
             gid,
             resumed: true,
             mac: config.network.as_ref().map(|network| network.mac),
-        })
+        };
+        self.forget_streams();
+        Ok(configured)
     }
 
     /// Lets go of what belongs to the host that the link led to.
@@ -221,12 +221,6 @@ fn find_user(spec: &str) -> Result<(u32, u32), SetupFailure> {
         user: spec.into(),
         reason,
     })
-}
-
-fn boot_id() -> Result<String, SetupFailure> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    let text = text.map_err(|error| step("read the boot id", &error))?;
-    Ok(text.trim_end().to_owned())
 }
 
 /// Sets the clock as the host says.
