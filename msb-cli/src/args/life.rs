@@ -213,6 +213,15 @@ Programs are asked to end, then killed; disks are flushed.
 Example:
   msb stop -t 30 app")]
 pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) end: EndArgs,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// How sandboxes are stopped.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EndArgs {
     /// How many seconds programs have to end themselves
     #[arg(
         short = 't',
@@ -225,8 +234,6 @@ pub(crate) struct StopArgs {
     /// End them at once, as `msb kill` does; what was not flushed to a disk is lost
     #[arg(short = 'f', long, conflicts_with = "time")]
     pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) names: NamesArgs,
 }
 
 /// Arguments of `msb restart`.
@@ -239,18 +246,8 @@ Examples:
   msb restart -t 30 app
   msb restart --secret TOKEN=stdin app < token")]
 pub(crate) struct RestartArgs {
-    /// How many seconds programs have to end themselves
-    #[arg(
-        short = 't',
-        long,
-        visible_alias = "timeout",
-        value_name = "SECONDS",
-        default_value_t = 10
-    )]
-    pub(crate) time: u16,
-    /// End them at once, as `msb kill` does; what was not flushed to a disk is lost
-    #[arg(short = 'f', long, conflicts_with = "time")]
-    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) end: EndArgs,
     /// Give the value of a secret: NAME=stdin, NAME=file:PATH or NAME=env:VARIABLE
     #[arg(long, value_name = "SECRET")]
     pub(crate) secret: Vec<String>,

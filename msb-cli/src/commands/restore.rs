@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use msb_sdk::{ExecOptions, Sandbox, SnapshotBuilder};
+use msb_sdk::{Error, ExecOptions, Sandbox, SnapshotBuilder};
 
 use super::run::{tell_ports, unambiguous};
 use crate::args::RunArgs;
@@ -17,18 +17,29 @@ pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
     for (name, value) in secret::values(&args.network.secret)? {
         builder = builder.secret_value(name, value);
     }
+    // There is no image to name: the first word is the program.
+    let words = args.image.map(OsString::from).into_iter();
+    let mut words = words.chain(args.command);
+    let program = words.next().map(|program| {
+        let options = ExecOptions::new(program, words);
+        args.bounds.apply(options)
+    });
     if args.detach {
         let sandbox = builder.create_detached().await?;
         if !args.sandbox.quiet {
             tell_ports(&sandbox);
         }
+        if let Some(options) = program
+            && let Err(error) = leave(&sandbox, options).await
+        {
+            // That it could not be ended is not what is told.
+            let _ = sandbox.kill().await;
+            return Err(error.into());
+        }
         terminal::say(&sandbox.spec().name)?;
         return Ok(0);
     }
-    // There is no image to name: the first word is the program.
-    let words = args.image.map(OsString::from).into_iter();
-    let mut words = words.chain(args.command);
-    let program = words.next().ok_or_else(|| Failure::Usage {
+    let options = program.ok_or_else(|| Failure::Usage {
         message: "there is no program to run in the snapshot's sandbox".into(),
         hint: Some("give one after `--`, or leave it running with -d".into()),
     })?;
@@ -44,7 +55,6 @@ pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
         tell_ports(&sandbox);
     }
     let log = log.map(|log| tokio::spawn(log.follow(sandbox.network_events())));
-    let options = args.bounds.apply(ExecOptions::new(program, words));
     let result = session.run(&sandbox, options, signals).await;
     let ended = sandbox.kill().await;
     if let Some(log) = log {
@@ -54,6 +64,16 @@ pub(crate) async fn run(args: RunArgs, snapshot: &str) -> Result<u8, Failure> {
     let code = result?;
     ended?;
     Ok(code)
+}
+
+/// Starts a program that goes on when nobody listens.
+async fn leave(sandbox: &Sandbox, options: ExecOptions) -> Result<(), Error> {
+    let mut program = sandbox.exec_with(options).await?;
+    match program.detach().await {
+        // It has ended by itself.
+        Ok(_) | Err(Error::Machine { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn describe(args: &RunArgs, snapshot: &str) -> SnapshotBuilder {

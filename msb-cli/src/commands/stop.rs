@@ -10,8 +10,8 @@ use crate::args::StopArgs;
 
 /// Stops sandboxes and prints their names. As with other tools, one that does not run is fine.
 pub(crate) async fn run(args: StopArgs) -> Result<u8, Failure> {
-    let grace = Duration::from_secs(args.time.into());
-    let stop = async |name: &str| end(&Sandbox::get(name).await?, grace, args.force).await;
+    let grace = Duration::from_secs(args.end.time.into());
+    let stop = async |name: &str| end(&Sandbox::get(name).await?, grace, args.end.force).await;
     each(&args.names, stop).await
 }
 

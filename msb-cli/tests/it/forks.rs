@@ -70,6 +70,20 @@ fn sandboxes_are_forked_and_gone_on_from() {
         "--name",
         "other",
     ];
+    let program = ["--", "sh", "-c", "echo left > /said; exec sleep 1000"];
+    let left = [&other[..], &program].concat();
+    assert_eq!(msb(&left).success(), "other\n");
+    let said = "until [ -s /said ]; do :; done; cat /said";
+    assert_eq!(exec("other", said), "left\n");
+    msb(&["rm", "-f", "other"]).success();
+    // One that ends at once has been run.
+    let short = [&other[..], &["--", "touch", "/run"]].concat();
+    assert_eq!(msb(&short).success(), "other\n");
+    exec("other", "until [ -e /run ]; do :; done");
+    msb(&["rm", "-f", "other"]).success();
+    // One that can't be started leaves no sandbox.
+    let missing = msb(&[&other[..], &["--", "nonsense"]].concat());
+    assert_eq!(missing.code, Some(127), "{missing:?}");
     assert_eq!(msb(&other).success(), "other\n");
     assert_eq!(exec("other", COUNT), "2\n");
 
