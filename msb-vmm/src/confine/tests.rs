@@ -472,9 +472,11 @@ fn run_stand_in(targets: &Targets) -> (BTreeMap<String, i32>, Confinement) {
     let (output, from_child) = pipe().unwrap();
     let program = std::env::current_exe().unwrap();
     let memory = targets.folder.join("memory");
+    let handed = File::open(&memory).unwrap();
     let mut grants = Grants {
         memory: Some(GuestMemory {
-            path: memory.clone(),
+            path: memory,
+            number: handed.as_raw_fd(),
             returns: true,
         }),
         ..Grants::default()
@@ -488,11 +490,10 @@ fn run_stand_in(targets: &Targets) -> (BTreeMap<String, i32>, Confinement) {
         .stdin(input)
         .stdout(from_child)
         .stderr(Stdio::inherit());
-    let confined = spawn(command, Vec::new(), &grants).unwrap();
+    let confined = spawn(command, vec![handed.as_raw_fd()], &grants).unwrap();
     let listener = confined.listener.expect("this kernel has listeners");
-    let memory = File::open(memory).unwrap();
     let deadline = Instant::now() + std::time::Duration::from_secs(60);
-    listener.hand_over(&memory, deadline).unwrap();
+    listener.hand_over(&handed, deadline).unwrap();
     let results = read_results(output);
     let (_, status) = waitpid(Some(confined.pid), WaitOptions::empty())
         .unwrap()

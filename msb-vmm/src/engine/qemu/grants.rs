@@ -56,6 +56,7 @@ pub(super) fn of(qemu: &Qemu, machine: &Machine, origin: &Origin<'_>) -> Grants 
             // nobody can write to it.
             grants.memory = Some(GuestMemory {
                 path: opened(ram),
+                number: ram.as_raw_fd(),
                 returns: can_return_memory(),
             });
             grants.largest_file = MAX_STATE;
