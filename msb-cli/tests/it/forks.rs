@@ -23,6 +23,37 @@ fn begin(lab: &Lab, name: &str) {
     });
 }
 
+/// A file that is still open for a fork would keep a disk from being closed at the end, which its
+/// journal tells when it is used again.
+#[test]
+fn disks_of_a_sandbox_and_of_its_forks_are_closed_in_order() {
+    let lab = Lab::own();
+    let msb = |args: &[&str]| finish(&mut lab.msb(args), b"").success();
+    let exec = |name: &str, script: &str| msb(&["exec", name, "--", "sh", "-c", script]);
+    let recovered = |name: &str| {
+        msb(&["start", name]);
+        let log = exec(name, "dmesg");
+        assert!(log.contains("EXT4-fs (vdb): mounted"), "{log}");
+        log.contains("EXT4-fs (vdb): recovery complete")
+    };
+    msb(&[
+        "create", "-q", "-m", "128M", "--disk", "64M", "--name", "app", BUSYBOX,
+    ]);
+    exec("app", "echo kept > /kept");
+    // Nobody asks anything of the fork before it is stopped.
+    assert_eq!(msb(&["fork", "app"]), "app-1\n");
+    msb(&["stop", "app", "app-1"]);
+    for name in ["app", "app-1"] {
+        assert!(!recovered(name), "{name}");
+        assert_eq!(exec(name, "cat /kept"), "kept\n");
+    }
+    // It would be told.
+    exec("app-1", "echo more > /more; sync");
+    msb(&["kill", "app-1"]);
+    assert!(recovered("app-1"));
+    msb(&["rm", "-f", "app", "app-1"]);
+}
+
 #[test]
 fn sandboxes_are_forked_and_gone_on_from() {
     let lab = Lab::own();

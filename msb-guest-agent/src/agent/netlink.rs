@@ -175,6 +175,18 @@ mod tests {
         assert!(refusal(&long).is_err());
     }
 
+    /// With rights that is a matter of the receiver; without, nobody may.
+    #[test]
+    fn nobody_answers_in_the_kernels_place() {
+        let netlink = Netlink::open(None).unwrap();
+        let own = rustix::net::getsockname(&netlink.0).unwrap();
+        let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+        let other = rustix::net::socket(family, kind, None).unwrap();
+        let done = message(libc::NLMSG_ERROR, &[0; 4]);
+        let sent = rustix::net::sendto(&other, &done, SendFlags::empty(), &own);
+        assert!(sent.is_err(), "{sent:?}");
+    }
+
     /// The kernel's own list, which has at least the loopback card.
     #[test]
     fn a_list_is_read_to_its_end() {

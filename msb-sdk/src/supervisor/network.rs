@@ -138,7 +138,7 @@ impl Wiring {
 #[derive(Debug)]
 pub(super) struct Seats {
     own: u8,
-    taken: u8,
+    taken: usize,
 }
 
 /// The network's and the gateway's are below, everybody's is above.
@@ -147,15 +147,13 @@ const SEATS: std::ops::RangeInclusive<u8> = 2..=254;
 impl Seats {
     /// Those of so many more, at most [`MAX_FORKS`].
     pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
-        let count = count.min(MAX_FORKS);
-        let free = || SEATS.filter(|seat| *seat != self.own);
-        let behind = || free().skip_while(|seat| *seat < self.own);
-        let before = free().take_while(|seat| *seat < self.own);
-        let all: Vec<u8> = behind().chain(before).collect();
-        let next = all.iter().cycle().skip(self.taken.into());
-        let seats = next.take(count).copied().collect();
-        self.taken = ((usize::from(self.taken) + count) % all.len()) as u8;
-        seats
+        let free: Vec<u8> = SEATS.filter(|seat| *seat != self.own).collect();
+        let first = free.partition_point(|seat| *seat < self.own) + self.taken;
+        let end = first + count.min(MAX_FORKS);
+        self.taken = (self.taken + end - first) % free.len();
+        (first..end)
+            .map(|number| free[number % free.len()])
+            .collect()
     }
 }
 
