@@ -176,11 +176,16 @@ impl Bench<'_> {
         let mut cost = Versus::new(&name, Unit::SecondsPerGigabyte, Better::Less, &names);
         // Some give up only after a long wait: once is enough.
         let mut failed = vec![false; running.len()];
+        // Some are busy long after their load has ended, at the cost of who is next.
+        for (_, gateway) in running {
+            gateway.hold()?;
+        }
         for _ in 0..self.rounds {
             for (number, (contender, gateway)) in running.iter().enumerate() {
                 if failed[number] {
                     continue;
                 }
+                let _held = gateway.let_go()?;
                 let before = gateway.cpu()?;
                 let value = match load.run(&self.lab, &gateway.guest, self.time) {
                     Ok(value) => value,

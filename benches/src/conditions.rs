@@ -140,8 +140,17 @@ impl Conditions {
 
     fn build(&self, what: &[&str]) -> Result<()> {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        // What cargo says of this package is not said of that one: ring's build script
+        // would be run again for it, and all that depends on ring built again.
+        for (name, _) in env::vars_os() {
+            let bytes = name.as_encoded_bytes();
+            if bytes.starts_with(b"CARGO_PKG_") || bytes.starts_with(b"CARGO_MANIFEST_") {
+                command.env_remove(name);
+            }
+        }
         program::check(
-            Command::new(cargo)
+            command
                 .args(["build", "--quiet", "--release"])
                 .args(what)
                 .env("CARGO_TARGET_DIR", &self.target)

@@ -22,8 +22,19 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// The cargo that runs this task.
+///
+/// What `cargo run` says of the task's own package is taken out: build scripts that look
+/// at such variables (ring's does) would be run again, and all that depends on them built
+/// again, in each change between a build by a task and one by hand.
 pub(crate) fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(b"CARGO_PKG_") || bytes.starts_with(b"CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// Prints a heading, does the work, prints how long it took.

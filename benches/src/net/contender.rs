@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::bridge::{self, Bridge};
 use super::lab::{KEEPER, await_keeper};
@@ -66,6 +67,18 @@ pub struct Running {
     gateway: Child,
     /// It ends before its gateway does.
     bridge: Option<Bridge>,
+}
+
+/// A gateway that is held again when this is dropped.
+#[must_use]
+#[derive(Debug)]
+pub struct LetGo<'a>(&'a Running);
+
+impl Drop for LetGo<'_> {
+    fn drop(&mut self) {
+        // One that has ended is told of where it is measured next.
+        let _ = self.0.hold();
+    }
 }
 
 impl Contender {
@@ -203,6 +216,27 @@ impl Running {
             }
             bail!("{failed:?}")
         })
+    }
+
+    /// Has the gateway do nothing until it is let go.
+    ///
+    /// # Errors
+    /// When the gateway has ended.
+    pub fn hold(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets a gateway go on that is held, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When the gateway has ended.
+    pub fn let_go(&self) -> Result<LetGo<'_>> {
+        self.signal(Signal::CONT)?;
+        Ok(LetGo(self))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.gateway), signal).context("the gateway has ended")
     }
 
     /// Processor time that all threads of the gateway have used, in microseconds: as

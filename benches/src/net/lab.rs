@@ -75,6 +75,12 @@ impl Lab {
             "net.core.somaxconn=8192",
             "net.ipv4.tcp_max_syn_backlog=8192",
         ]))?;
+        // Ports of connections that have ended stay taken for a minute, and looking for one
+        // that is not takes long when half of them are.
+        program::check(host.command("sysctl").args([
+            "-qw",
+            "net.ipv4.ip_local_port_range=1024 65535",
+        ]))?;
         Ok(lab)
     }
 }

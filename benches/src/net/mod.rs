@@ -13,7 +13,7 @@ mod lab;
 mod load;
 mod servers;
 
-pub use self::contender::{BRIDGED, CONTENDERS, Contender, Programs, Running};
+pub use self::contender::{BRIDGED, CONTENDERS, Contender, LetGo, Programs, Running};
 pub use self::lab::{Lab, Namespace};
 pub use self::load::{Idle, Load, Way};
 pub use self::servers::Servers;

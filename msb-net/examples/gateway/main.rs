@@ -73,6 +73,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     cli::raise_descriptors();
+    cli::give_back_memory();
     let mut config = cli::config(args.policy.read()?, &args.resolver)?;
     config.mtu = args.mtu;
     let journal = Journal::open(args.events.as_deref())?;

@@ -78,6 +78,7 @@ async fn supervise(
     };
     // The program has the caller's limit: it may rely on low numbers.
     cli::raise_descriptors();
+    cli::give_back_memory();
     let (network, mut events) = Network::spawn(options, Link::tap_with_offload(tap))?;
     for publish in publish {
         offer(&network, publish)?;

@@ -14,10 +14,6 @@ const HOST: &str = "a.example";
 /// At a time, of which a gateway holds two descriptors each while they are open.
 const CONNECTIONS: usize = 100;
 
-/// Where C libraries take large blocks from, as supervisors have it: what is given back
-/// is the system's again.
-const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072");
-
 /// nginx in the world, as a.example.
 struct Nginx(Child);
 
@@ -65,7 +61,6 @@ fn jail(world: &World, script: &str) -> Command {
     command.arg(world.folder.path().join("ca.pem"));
     command.args(["--rule", "deny http DELETE any", "--"]);
     command.args(["bash", "-c", &waiting]);
-    command.env(TUNABLES.0, TUNABLES.1);
     command
 }
 
