@@ -77,10 +77,10 @@ impl Lab {
         ]))?;
         // Ports of connections that have ended stay taken for a minute, and looking for one
         // that is not takes long when half of them are.
-        program::check(host.command("sysctl").args([
-            "-qw",
-            "net.ipv4.ip_local_port_range=1024 65535",
-        ]))?;
+        program::check(
+            host.command("sysctl")
+                .args(["-qw", "net.ipv4.ip_local_port_range=1024 65535"]),
+        )?;
         Ok(lab)
     }
 }
