@@ -12,18 +12,17 @@ const COLUMN: usize = 36;
 
 /// The tree, if that is what the words ask for: commands only, and `--tree`.
 pub(crate) fn asked(words: impl Iterator<Item = OsString>) -> Option<String> {
+    let words: Vec<_> = words.collect();
+    let end = words.iter().position(|word| word == "--tree")?;
     let mut root = Args::command();
     root.build();
     let mut command = &root;
-    for word in words {
-        if word == "--tree" {
-            let mut text = String::new();
-            draw(command, 0, &mut text);
-            return Some(text.trim_end().to_owned());
-        }
+    for word in &words[..end] {
         command = command.find_subcommand(word)?;
     }
-    None
+    let mut text = String::new();
+    draw(command, 0, &mut text);
+    Some(text.trim_end().to_owned())
 }
 
 fn draw(command: &Command, depth: usize, text: &mut String) {

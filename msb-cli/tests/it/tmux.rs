@@ -206,6 +206,8 @@ fn an_editor_that_is_let_go_of_and_come_back_to() {
     // Let go: the editor goes on, and the host's shell is back.
     screen.press("C-p");
     screen.press("C-q");
+    // What is typed before that may be thrown away, with what was meant for the editor.
+    screen.sees("host$");
     screen.types("clear; echo at home");
     screen.sees("at home");
     let mut list = lab.msb(["attach", "--list", &kept.name]);
